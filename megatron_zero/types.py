@@ -23,7 +23,7 @@ class Prompt:
     """A templated question and its ground truth.
 
     Example:
-        Prompt(index=7, text="What is 2+3?\\n", token_ids=(41, 9), answers=("5",), source="arithmetic")
+        Prompt(index=7, text="What is 2+3?\\n", token_ids=(41, 9), answers=("5",))
     """
 
     index: int  # row in its data set: stable over epochs, used in seeds and logs
@@ -127,7 +127,7 @@ class Microbatch:
     loss_weights: torch.Tensor  # [T] float32: weight of each token before the denominator
     advantages: torch.Tensor  # [T] float32
     rollout_logprobs: torch.Tensor  # [T] float32
-    sample_index: tuple[int, ...]  # which sample of the minibatch each sequence is
+    sample_index: tuple[int, ...]  # which sample of the step each sequence is
     old_logprobs: Optional[torch.Tensor] = None  # [T]; None: the current ones, detached
     ref_logprobs: Optional[torch.Tensor] = None  # [T]; None: no KL term
 

@@ -1,0 +1,292 @@
+"""Samples -> optimizer steps -> packed microbatches. Masks and the denominator are made here, once.
+
+The objective of one optimizer step over N responses is
+
+    loss = 1 / denominator * sum_i sum_t loss_weight_it * loss_it
+
+with loss_weight 1 and denominator N * max_response_tokens for Dr. GRPO's constant length
+normaliser, and loss_weight 1 / |response_i| and denominator N for GRPO's mean over each response
+(reference A5). Every term is known before the first forward pass, so the gradient is a plain sum
+over microbatches and data-parallel ranks, however the samples are spread over them.
+
+Every rank builds the same plan from the same samples and keeps its own part.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from megatron_zero.config import RunConfig
+from megatron_zero.types import (
+    GlobalBatch,
+    Graded,
+    Microbatch,
+    Minibatch,
+    RolloutGroup,
+    TrainSample,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """How samples are laid out: where this rank stands and what a microbatch may hold."""
+
+    dp_rank: int
+    dp_size: int
+    max_tokens: int  # per microbatch
+    alignment: int = 1  # sequences are padded to a multiple of it (sequence parallelism: TP)
+
+
+def build_samples(
+    groups: Sequence[RolloutGroup],
+    graded: Sequence[Sequence[Graded]],
+    advantages: torch.Tensor,
+    *,
+    mask_truncated: bool = False,
+) -> list[TrainSample]:
+    """One sample per response, group by group; `advantages` is [P, G]."""
+    assert len(groups) == len(graded) == advantages.size(0)
+    samples = []
+    for group, row in zip(groups, advantages.tolist(), strict=True):
+        for response, advantage in zip(group.responses, row, strict=True):
+            samples.append(
+                TrainSample(
+                    token_ids=group.prompt.token_ids + response.token_ids,
+                    prompt_length=len(group.prompt.token_ids),
+                    rollout_logprobs=response.rollout_logprobs,
+                    advantage=advantage,
+                    masked=mask_truncated and response.truncated,
+                    engine_index=response.engine_index,
+                )
+            )
+    return samples
+
+
+def step_denominator(num_samples: int, *, length_normalizer: str, max_response_tokens: int) -> float:
+    """What one optimizer step's sum is divided by; masked samples count (reference A3.3)."""
+    if length_normalizer == "constant":
+        return float(num_samples * max_response_tokens)
+    return float(num_samples)
+
+
+def samples_to_train(
+    samples: Sequence[TrainSample], *, min_samples: int, skip_zero_advantage: bool
+) -> list[int]:
+    """Indices of the samples a pass is needed for.
+
+    Without a KL term the gradient of a sample with advantage 0 is exactly 0. One such sample of
+    every engine is kept (the shortest), so that each step still compares every engine with the
+    policy, and as many more as it takes to give each of `min_samples` ranks one.
+    """
+    if not skip_zero_advantage:
+        return list(range(len(samples)))
+    kept = {i for i, s in enumerate(samples) if s.advantage != 0 and not s.masked}
+    by_length = sorted(range(len(samples)), key=lambda i: (len(samples[i].token_ids), i))
+    seen = {samples[i].engine_index for i in kept}
+    for i in by_length:
+        if samples[i].engine_index not in seen:
+            seen.add(samples[i].engine_index)
+            kept.add(i)
+    for i in by_length:
+        if len(kept) >= min(min_samples, len(samples)):
+            break
+        kept.add(i)
+    return sorted(kept)
+
+
+def pack(lengths: Sequence[int], *, num_ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Spread sequences over ranks and microbatches: [rank][microbatch] -> indices.
+
+    Longest first into the emptiest bin; every rank gets the same number of microbatches, the
+    smallest for which this fits. Deterministic in `lengths`.
+
+    Raises:
+        ValueError: a sequence longer than `max_tokens`.
+    """
+    if lengths and max(lengths) > max_tokens:
+        raise ValueError(
+            f"batch.max_tokens_per_microbatch={max_tokens}: must hold a sample of {max(lengths)}"
+        )
+    per_rank = max(1, -(-sum(lengths) // (num_ranks * max_tokens)))
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    while True:
+        bins = _fill(order, lengths, num_ranks * per_rank, max_tokens)
+        if bins is not None:
+            return [bins[rank::num_ranks] for rank in range(num_ranks)]
+        per_rank += 1
+
+
+def _fill(
+    order: list[int], lengths: Sequence[int], num_bins: int, max_tokens: int
+) -> "list[list[int]] | None":
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    loads = [0] * num_bins
+    for i in order:
+        emptiest = loads.index(min(loads))
+        if loads[emptiest] + lengths[i] > max_tokens:
+            return None
+        bins[emptiest].append(i)
+        loads[emptiest] += lengths[i]
+    return bins
+
+
+def padded_length(num_positions: int, alignment: int) -> int:
+    """`num_positions` rounded up to a multiple of `alignment`."""
+    return -(-num_positions // alignment) * alignment
+
+
+def build_microbatch(
+    samples: Sequence[TrainSample],
+    indices: Sequence[int],
+    *,
+    alignment: int = 1,
+    length_normalizer: str = "constant",
+) -> Microbatch:
+    """Pack the samples at `indices` one after the other, shifted and masked; none: all padding."""
+    columns: dict[str, list[float]] = {
+        name: []
+        for name in (
+            "tokens",
+            "labels",
+            "position_ids",
+            "loss_mask",
+            "loss_weights",
+            "advantages",
+            "rollout_logprobs",
+        )
+    }
+    cu_seqlens = [0]
+    for i in indices:
+        sample = samples[i]
+        num_positions = len(sample.token_ids) - 1
+        num_padding = padded_length(num_positions, alignment) - num_positions
+        # label t is token t + 1: the first response token is the label of the last prompt token
+        num_prompt = sample.prompt_length - 1
+        num_response = sample.response_length
+        weight = 1.0 if length_normalizer == "constant" else 1.0 / max(num_response, 1)
+        trained = 0.0 if sample.masked else 1.0
+        before, after = [0.0] * num_prompt, [0.0] * num_padding
+        columns["tokens"] += [*sample.token_ids[:-1], *[0] * num_padding]
+        columns["labels"] += [*sample.token_ids[1:], *[0] * num_padding]
+        columns["position_ids"] += range(num_positions + num_padding)
+        columns["loss_mask"] += [*before, *[trained] * num_response, *after]
+        columns["loss_weights"] += [*before, *[trained * weight] * num_response, *after]
+        columns["advantages"] += [*before, *[sample.advantage] * num_response, *after]
+        columns["rollout_logprobs"] += [*before, *sample.rollout_logprobs, *after]
+        cu_seqlens.append(len(columns["tokens"]))
+    if not indices:  # every rank must run the same number of microbatches
+        for values in columns.values():
+            values += [0] * alignment
+        cu_seqlens.append(alignment)
+    integers = {name: torch.tensor(columns.pop(name)) for name in ("tokens", "labels", "position_ids")}
+    return Microbatch(
+        **{name: values.to(torch.int64) for name, values in integers.items()},
+        cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
+        max_seqlen=max(b - a for a, b in zip(cu_seqlens, cu_seqlens[1:], strict=False)),
+        loss_mask=torch.tensor(columns.pop("loss_mask"), dtype=torch.bool),
+        **{name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()},
+        sample_index=tuple(indices),
+    )
+
+
+def build_global_batch(
+    samples: Sequence[TrainSample], config: RunConfig, packing: Packing, *, step: int
+) -> GlobalBatch:
+    """Cut one rollout into optimizer steps and pack this rank's share of each.
+
+    Samples are permuted with a seed of (run, step) before they are cut, as the reference permutes
+    per epoch, so that a prompt's group is not one optimizer step's alone.
+
+    Args:
+        samples: all responses of the step, on every rank the same.
+        config: the run's; its batch and loss sections decide.
+        packing: this rank's place, and the token budget.
+        step: of the loop.
+    """
+    size = config.batch.global_batch_size
+    order = list(range(len(samples)))
+    if config.num_optimizer_steps > 1:
+        random.Random(f"{config.seed}/{step}/minibatches").shuffle(order)
+    exact_zero = config.batch.skip_zero_advantage and not config.needs_ref_policy
+    minibatches = []
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        kept = samples_to_train(
+            [samples[i] for i in chosen],
+            min_samples=packing.dp_size,
+            skip_zero_advantage=exact_zero,
+        )
+        needed = [chosen[i] for i in kept]
+        lengths = [
+            padded_length(len(samples[i].token_ids) - 1, packing.alignment) for i in needed
+        ]
+        plan = pack(lengths, num_ranks=packing.dp_size, max_tokens=packing.max_tokens)
+        minibatches.append(
+            Minibatch(
+                microbatches=tuple(
+                    build_microbatch(
+                        samples,
+                        [needed[i] for i in bin_],
+                        alignment=packing.alignment,
+                        length_normalizer=config.loss.length_normalizer,
+                    )
+                    for bin_ in plan[packing.dp_rank]
+                ),
+                denominator=step_denominator(
+                    len(chosen),
+                    length_normalizer=config.loss.length_normalizer,
+                    max_response_tokens=config.rollout.max_response_tokens,
+                ),
+                num_samples=len(chosen),
+            )
+        )
+    return GlobalBatch(minibatches=tuple(minibatches))
+
+
+def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
+    """The same batch with other advantages, [N] over all samples of the step."""
+    minibatches = []
+    for minibatch in batch.minibatches:
+        microbatches = []
+        for microbatch in minibatch.microbatches:
+            per_token = torch.zeros_like(microbatch.advantages)
+            bounds = microbatch.cu_seqlens.tolist()
+            for i, (start, end) in zip(
+                microbatch.sample_index, zip(bounds, bounds[1:], strict=False), strict=False
+            ):
+                per_token[start:end] = advantages[i]
+            microbatches.append(replace(microbatch, advantages=per_token))
+        minibatches.append(replace(minibatch, microbatches=tuple(microbatches)))
+    return GlobalBatch(minibatches=tuple(minibatches))
+
+
+def build_document_minibatch(
+    sequences: Sequence[Sequence[tuple[int, ...]]], packing: Packing
+) -> Minibatch:
+    """This rank's share of one next-token step: the loss is the mean over all tokens of the step.
+
+    Args:
+        sequences: of all ranks; each a list of documents, which do not attend to one another.
+    """
+    samples = [
+        TrainSample(
+            token_ids=document,
+            prompt_length=1,
+            rollout_logprobs=(0.0,) * (len(document) - 1),
+            advantage=0.0,
+        )
+        for sequence in sequences
+        for document in sequence
+    ]
+    lengths = [padded_length(len(s.token_ids) - 1, packing.alignment) for s in samples]
+    plan = pack(lengths, num_ranks=packing.dp_size, max_tokens=packing.max_tokens)
+    return Minibatch(
+        microbatches=tuple(
+            build_microbatch(samples, bin_, alignment=packing.alignment)
+            for bin_ in plan[packing.dp_rank]
+        ),
+        denominator=float(sum(len(s.token_ids) - 1 for s in samples)),
+        num_samples=len(samples),
+    )

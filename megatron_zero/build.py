@@ -1,0 +1,165 @@
+"""From a configuration to the running parts that the loops use: model files, policy, engine, data."""
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_zero.config import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+)
+from megatron_zero.convert.families import family_for
+from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.random_source import RandomSource
+from megatron_zero.convert.safetensors_io import SafetensorsSource, write_hf_checkpoint
+from megatron_zero.convert.sources import TensorSource
+from megatron_zero.data.arithmetic import build_character_tokenizer
+from megatron_zero.data.datasets import evaluation_data, load_rows
+from megatron_zero.data.prompts import PromptCursor, build_prompts
+from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.policy.forward import Objective
+from megatron_zero.policy.model import padded_vocab_size
+from megatron_zero.policy.parallel import Topology
+from megatron_zero.policy.policy import Policy
+from megatron_zero.types import Prompt
+
+logger = logging.getLogger(__name__)
+
+# What a model directory holds besides weights; all of it goes into an export.
+_MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
+
+
+def local_model_dir(path: str, topology: Topology) -> Path:
+    """The folder of a model: `path` itself, or the hub's files, downloaded by one rank of a node."""
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", *_MODEL_FILES]
+    if topology.rank == 0:
+        snapshot_download(path, allow_patterns=patterns)
+    dist.barrier(group=topology.host_group)
+    return Path(snapshot_download(path, allow_patterns=patterns))  # cached, or this node's own
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The run's tokenizer: `characters`, or what transformers finds at the path or hub id."""
+    if model.tokenizer == "characters":
+        return build_character_tokenizer()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model.tokenizer or model.path)
+
+
+def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
+    """The model's config with what only the tokenizer knows filled in."""
+    hf_config = with_vocab_size(read_hf_config(model), len(tokenizer))
+    if not model.path:
+        hf_config |= {
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+        }
+    family = family_for(hf_config)
+    return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
+
+
+def write_model_files(
+    directory: Path, model: ModelConfig, hf_config: dict[str, Any], tokenizer: Any, source: Path | None
+) -> None:
+    """Config and tokenizer without weights: what the engine starts from and an export carries."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if source is not None and not model.tokenizer:
+        for pattern in _MODEL_FILES:
+            for path in source.glob(pattern):
+                if not path.name.endswith(".index.json"):
+                    shutil.copy(path, directory)
+    else:
+        tokenizer.save_pretrained(directory)
+    config_path = directory / "config.json"
+    config_path.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+
+
+def build_policy(
+    model: ModelConfig,
+    hf_config: dict[str, Any],
+    topology: Topology,
+    *,
+    parallel: ParallelConfig,
+    optimizer: OptimizerConfig,
+    objective: Objective,
+    num_optimizer_steps: int,
+    seed: int,
+    temperature: float = 1.0,
+    with_ref_policy: bool = False,
+) -> Policy:
+    """The policy with its starting weights: a checkpoint's, or drawn from `seed`."""
+    mapping = Mapping(
+        family_for(hf_config), hf_config, padded_vocab_size(hf_config["vocab_size"], topology.tp_size)
+    )
+    source: TensorSource = RandomSource(mapping, seed)
+    if model.init == "pretrained":
+        source = SafetensorsSource(local_model_dir(model.path, topology))
+    return Policy(
+        hf_config,
+        mapping,
+        source,
+        topology,
+        parallel=parallel,
+        optimizer=optimizer,
+        dtype=model.dtype,
+        objective=objective,
+        num_optimizer_steps=num_optimizer_steps,
+        temperature=temperature,
+        with_ref_policy=with_ref_policy,
+    )
+
+
+def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
+    """The training prompts, dealt out from the start."""
+    rows = load_rows(config.data, seed=config.seed)
+    prompts = build_prompts(
+        rows, tokenizer, config.data.template, config.data.max_prompt_tokens, config.data.dataset
+    )
+    return PromptCursor(
+        prompts, config.rollout.num_prompts_per_step, config.seed, config.data.shuffle
+    )
+
+
+def build_evaluation_prompts(config: RunConfig, tokenizer: Any) -> dict[str, list[Prompt]]:
+    """Held-out prompts by data set."""
+    prompts = {}
+    for name in config.evaluation.datasets:
+        data = evaluation_data(config.data, name, config.evaluation.max_prompts)
+        rows = load_rows(data, seed=config.seed, setting="evaluation.datasets")
+        prompts[name] = build_prompts(
+            rows, tokenizer, data.template, data.max_prompt_tokens, name
+        )
+    return prompts
+
+
+def export_hf(policy: Policy, model_files: Path, directory: Path, *, bucket_bytes: int) -> None:
+    """An HF checkpoint that transformers and vLLM load; collective, rank 0 writes.
+
+    Args:
+        model_files: config and tokenizer, from `write_model_files`.
+        directory: replaced when it exists.
+    """
+    weights = policy.hf_weights(bucket_bytes=bucket_bytes)
+    if policy.topology.rank == 0:
+        if directory.exists():
+            shutil.move(directory, tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        write_hf_checkpoint(directory, weights, copy_files=sorted(model_files.iterdir()))
+        for replaced in directory.parent.glob(f".{directory.name}.*"):
+            shutil.rmtree(replaced)
+    else:
+        for _ in weights:  # the gathering of shards needs every rank
+            pass
+    dist.barrier(group=policy.topology.host_group)

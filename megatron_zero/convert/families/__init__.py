@@ -1,0 +1,27 @@
+"""The families that can be converted, by HF `model_type`. A new one is one table, listed here."""
+
+from typing import Optional
+
+from megatron_zero.convert.families.qwen2 import QWEN2
+from megatron_zero.convert.hf_config import HfConfig
+from megatron_zero.convert.mapping import Family, Mapping
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2,)}
+
+
+def family_for(hf_config: HfConfig) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+        ValueError: if `model_type` is missing or has no table, listing those that have one.
+    """
+    model_type = hf_config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"HF config model_type={model_type!r}: must be one of {known}")
+    return FAMILIES[model_type]
+
+
+def mapping_for(hf_config: HfConfig, padded_vocab_size: Optional[int] = None) -> Mapping:
+    """The mapping of one model: `Mapping(family_for(hf_config), hf_config, padded_vocab_size)`."""
+    return Mapping(family_for(hf_config), hf_config, padded_vocab_size)

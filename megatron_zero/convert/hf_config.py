@@ -1,0 +1,161 @@
+"""Reading HF `config.json` dictionaries: sizes, rotary settings, and refusing what is not covered.
+
+A converted model must compute what the original does. A config field can change the mathematics
+without changing one tensor (an activation, a rotary scaling), so each family lists the values its
+table is valid for, and everything else is refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Optional
+
+HfConfig = Mapping[str, object]
+Dims = dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCheck:
+    """A field that must be missing or have one of `allowed`; lists are checked per element."""
+
+    field: str
+    allowed: tuple[object, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeSettings:
+    """Rotary embedding: `rope_type` is "default" when positions are not rescaled."""
+
+    rope_type: str
+    theta: float
+    partial_rotary_factor: float = 1.0
+
+
+def check_fields(hf_config: HfConfig, checks: tuple[ConfigCheck, ...]) -> None:
+    """Refuse a config with a field outside its allowed values.
+
+    Raises:
+        ValueError: naming the field, its value and why it matters.
+    """
+    for check in checks:
+        if check.field not in hf_config:
+            continue
+        value = hf_config[check.field]
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            if item not in check.allowed:
+                allowed = " or ".join(repr(x) for x in check.allowed)
+                raise ValueError(
+                    f"HF config {check.field}={value!r}: {check.reason}; must be {allowed}"
+                )
+
+
+def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) -> RopeSettings:
+    """Rotary settings of both generations of config.
+
+    transformers 5 writes `rope_parameters={"rope_type": ..., "rope_theta": ...}`; before that,
+    `rope_theta` stood at the top and a non-null `rope_scaling` held `rope_type` (or `type`). Both
+    may be present if they agree.
+
+    Args:
+        hf_config: the model's `config.json`.
+        default_theta: what the model's HF class uses when no theta is written.
+
+    Raises:
+        ValueError: if theta is nowhere, the two generations disagree, or the settings are per
+            layer type.
+    """
+    blocks = [_rope_block(hf_config, name) for name in ("rope_parameters", "rope_scaling")]
+    types = [_rope_type(block) for block in blocks if block]
+    written = [hf_config, *blocks]
+    thetas = [block["rope_theta"] for block in written if block.get("rope_theta") is not None]
+    factors = [
+        block["partial_rotary_factor"]
+        for block in written
+        if block.get("partial_rotary_factor") is not None
+    ]
+    if not thetas:
+        if default_theta is None:
+            raise ValueError(
+                "HF config rope_theta: missing, at the top and in rope_parameters alike"
+            )
+        thetas = [default_theta]
+    return RopeSettings(
+        rope_type=_agreed("rope_type", types or ["default"]),
+        theta=_number("rope_theta", _agreed("rope_theta", thetas)),
+        partial_rotary_factor=_number(
+            "partial_rotary_factor", _agreed("partial_rotary_factor", factors or [1.0])
+        ),
+    )
+
+
+def decoder_dims(hf_config: HfConfig) -> Dims:
+    """Sizes of a decoder with grouped-query attention, by the names the tables use.
+
+    Returns:
+        The config's own `hidden_size`, `intermediate_size`, `vocab_size`, `num_hidden_layers`,
+        `num_attention_heads`, `num_key_value_heads` and `head_dim`, the last two filled in where
+        HF derives them, and `q_rows`, `kv_rows`: output rows of the q and of the k or v projection.
+
+    Raises:
+        ValueError: naming a field that is missing, no positive integer, or does not divide.
+    """
+    names = ("hidden_size", "intermediate_size", "vocab_size")
+    dims = {name: _size(hf_config, name) for name in names}
+    dims["num_hidden_layers"] = _size(hf_config, "num_hidden_layers")
+    heads = dims["num_attention_heads"] = _size(hf_config, "num_attention_heads")
+    if "num_key_value_heads" in hf_config and hf_config["num_key_value_heads"] is None:
+        groups = heads
+    else:
+        groups = _size(hf_config, "num_key_value_heads")
+    if heads % groups:
+        raise ValueError(
+            f"HF config num_key_value_heads={groups}: must divide num_attention_heads={heads}"
+        )
+    if hf_config.get("head_dim") is not None:
+        head_dim = _size(hf_config, "head_dim")
+    elif dims["hidden_size"] % heads == 0:
+        head_dim = dims["hidden_size"] // heads
+    else:
+        raise ValueError(
+            f"HF config num_attention_heads={heads}: must divide hidden_size="
+            f"{dims['hidden_size']} when head_dim is not given"
+        )
+    dims |= {"num_key_value_heads": groups, "head_dim": head_dim}
+    return dims | {"q_rows": heads * head_dim, "kv_rows": groups * head_dim}
+
+
+def _size(hf_config: HfConfig, name: str) -> int:
+    if name not in hf_config:
+        raise ValueError(f"HF config {name}: missing")
+    value = hf_config[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"HF config {name}={value!r}: must be a positive integer")
+    return value
+
+
+def _rope_block(hf_config: HfConfig, name: str) -> HfConfig:
+    block = hf_config.get(name)
+    if block is None:
+        return {}
+    if not isinstance(block, Mapping):
+        raise ValueError(f"HF config {name}={block!r}: must be null or an object")
+    if any(isinstance(value, Mapping) for value in block.values()):
+        raise ValueError(f"HF config {name}={block!r}: settings per layer type are not covered")
+    return block
+
+
+def _rope_type(block: HfConfig) -> object:
+    names = [block[key] for key in ("rope_type", "type") if block.get(key) is not None]
+    return _agreed("rope_type", names or ["default"])
+
+
+def _agreed(field: str, values: list[object]) -> object:
+    if any(value != values[0] for value in values):
+        raise ValueError(f"HF config {field}: given more than once, as {values}")
+    return values[0]
+
+
+def _number(field: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"HF config {field}={value!r}: must be a number")
+    return float(value)

@@ -1,0 +1,77 @@
+"""Where tensors are read from: one protocol, so that files, memory and random weights look alike.
+
+`read` takes a range of one dim because a training rank wants only its shard: an implementation
+over files must not read the rest.
+"""
+
+from collections.abc import Mapping
+from typing import Optional, Protocol
+
+import torch
+
+
+class TensorSource(Protocol):
+    """Named tensors whose slices can be read one at a time. Unknown names raise `ValueError`."""
+
+    def names(self) -> tuple[str, ...]:
+        """Every tensor's name."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The full shape, without reading the tensor."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that `read` returns, without reading the tensor."""
+        ...
+
+    def read(
+        self,
+        name: str,
+        dim: Optional[int] = None,
+        start: Optional[int] = None,
+        end: Optional[int] = None,
+    ) -> torch.Tensor:
+        """The tensor, or with `dim` (0 or 1) only its positions start to end (excluded) of it."""
+        ...
+
+
+def take(
+    tensor: torch.Tensor, dim: Optional[int], start: Optional[int], end: Optional[int]
+) -> torch.Tensor:
+    """`tensor` limited to positions start to end (excluded) of `dim`; all of it without `dim`."""
+    if dim is None:
+        return tensor
+    first = 0 if start is None else start
+    last = tensor.shape[dim] if end is None else end
+    return tensor.narrow(dim, first, last - first)
+
+
+class DictSource:
+    """Tensors in memory, for instance a `state_dict()`."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._get(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._get(name).dtype
+
+    def read(
+        self,
+        name: str,
+        dim: Optional[int] = None,
+        start: Optional[int] = None,
+        end: Optional[int] = None,
+    ) -> torch.Tensor:
+        return take(self._get(name), dim, start, end)
+
+    def _get(self, name: str) -> torch.Tensor:
+        if name not in self._tensors:
+            raise ValueError(f"there is no tensor {name!r} among the {len(self._tensors)} given")
+        return self._tensors[name]

@@ -1,0 +1,272 @@
+"""Data sets: a name, file, folder or hub id to rows of (question, answers).
+
+`KNOWN` lists the data sets and benchmarks of the paper and their usual stand-ins. A known name is
+looked for under `data.data_dir` first and on the hub only if it is not there; so a folder with the
+files of `KNOWN[name].files` (parquet, JSONL, or folders written by `save_to_disk`: the reference's
+own `datasets/` folder works) makes a run independent of the network and of what a hub id holds
+today. Anything else is a path or a hub id, `owner/name` or `config@owner/name`.
+
+Two things to know about the data:
+
+* `gsm8k` is GSM8K's training set. The reference's `gsm_8k` holds the test set as well (7473 + 1319
+  rows); it is deliberately not looked for.
+* Hub ids without an official upload are third-party copies (`math_lvl3to5_8k`), and some sets are
+  on no hub in this form (`asdiv`): put the file under `data_dir`. Hub rows can differ in number
+  from the reference's (`olympiad_bench` 674 against 675, `dapo_17k` with Chinese problems).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from megatron_zero.config import DataConfig, fail, replace
+from megatron_zero.data import arithmetic
+from megatron_zero.data.tables import (
+    FILE_SUFFIXES,
+    Table,
+    dataset_table,
+    did_you_mean,
+    open_table,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One problem. Any of `answers` counts as correct."""
+
+    index: int  # in the data set, before anything is left out
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownDataset:
+    """Where a named data set is, and which of its columns are used.
+
+    Local files have the reference's columns (`problem`, `answer`, `answers`) or the hub's.
+    """
+
+    files: tuple[str, ...]  # under data_dir, without suffix, first found wins
+    hub_id: str = ""  # "": only local
+    hub_config: str = ""
+    split: str = "train"
+    prompt_key: str = "problem"  # on the hub
+    answer_key: str = "answer"  # on the hub
+    answer_after: str = ""  # the answer is what follows the last of these
+
+
+def _train(name: str, *more: str, **where: str) -> KnownDataset:
+    names = (name, *more)
+    return KnownDataset(files=(*(f"train/{each}" for each in names), *names), **where)
+
+
+def _benchmark(name: str, *more: str, **where: str) -> KnownDataset:
+    names = (name, *more)
+    folders = ("eval/", "evaluation_suite/", "")  # the middle one is the reference's
+    return KnownDataset(files=tuple(f"{f}{each}" for f in folders for each in names), **where)
+
+
+_MATH_500 = _benchmark("math", "math500", hub_id="HuggingFaceH4/MATH-500", split="test")
+
+KNOWN: dict[str, KnownDataset] = {
+    "math_12k": _train("math_12k", hub_id="hiyouga/math12k"),
+    "math_lvl3to5_8k": _train(
+        "math_lvl3to5_8k",
+        hub_id="alterego238/simplerl-math8k",
+        prompt_key="question",
+        answer_key="gt_answer",
+    ),
+    "gsm8k": _train(
+        "gsm8k_train",
+        hub_id="openai/gsm8k",
+        hub_config="main",
+        prompt_key="question",
+        answer_after="####",
+    ),
+    "asdiv": _train("asdiv_2k", "asdiv"),
+    "orz_57k": _train(
+        "orz_57k",
+        hub_id="Open-Reasoner-Zero/orz_math_57k_collection",
+        prompt_key="0.value",
+        answer_key="1.ground_truth.value",
+    ),
+    "dapo_17k": _train(
+        "dapo_17k",
+        hub_id="open-r1/DAPO-Math-17k-Processed",
+        hub_config="all",
+        prompt_key="prompt",
+        answer_key="solution",
+    ),
+    "aime": _benchmark("aime", hub_id="HuggingFaceH4/aime_2024"),
+    "amc": _benchmark("amc", hub_id="AI-MO/aimo-validation-amc"),
+    "math": _MATH_500,
+    "math500": _MATH_500,
+    "minerva": _benchmark(
+        "minerva", hub_id="math-ai/minervamath", split="test", prompt_key="question"
+    ),
+    "olympiad_bench": _benchmark(
+        "olympiad_bench",
+        hub_id="math-ai/olympiadbench",
+        split="test",
+        prompt_key="question",
+        answer_key="final_answer",
+    ),
+}
+
+GENERATED = ("arithmetic", "arithmetic_heldout")
+BENCHMARKS = ("aime", "amc", "math", "minerva", "olympiad_bench")
+
+
+def known_names() -> tuple[str, ...]:
+    """Every name that `data.dataset` and `evaluation.datasets` understand."""
+    return (*KNOWN, *GENERATED)
+
+
+def evaluation_data(config: DataConfig, dataset: str, max_prompts: int) -> DataConfig:
+    """`config` with another data set: what `load_rows` is given for a benchmark.
+
+    A known name comes with its own split and columns; for any other, those of `config` are kept.
+    """
+    if dataset in known_names():
+        config = replace(config, split=DataConfig().split, prompt_key="", answer_key="")
+    return replace(config, dataset=dataset, max_prompts=max_prompts)
+
+
+def load_rows(config: DataConfig, *, seed: int = 0, setting: str = "data.dataset") -> list[Row]:
+    """The rows of `config.dataset`: the first `config.max_prompts`, or all (0).
+
+    Answers: the list column `answers` if there is one (any counts), else `answer`, or whatever
+    `config.answer_key` names. Text is stripped; nothing else is done to it: the float 142.0 stays
+    "142.0", as in the reference. Rows without an answer are left out and counted: MATH's training
+    set has two whose solution ends in an empty box, which an empty box would answer.
+
+    Args:
+        seed: which problems are generated, for `arithmetic` only (`arithmetic_heldout` is fixed).
+        setting: where the name was given, for error messages.
+
+    Raises:
+        ValueError: no such data set, file, split or column; a question that is no text; no answers.
+    """
+    name = config.dataset
+    if name in GENERATED:
+        return _generated_rows(config, seed)
+    entry = KNOWN[name] if name in KNOWN else KnownDataset(files=(), split=config.split)
+    if config.split not in (entry.split, DataConfig().split):
+        fail("data.split", config.split, f"{name} is always its split {entry.split!r}")
+    table = _find(config, entry, setting)
+    prompt_key = config.prompt_key or _first(table, (entry.prompt_key, "problem"))
+    answer_key = config.answer_key or _first(table, ("answers", entry.answer_key, "answer"))
+    questions = table.values(prompt_key, "data.prompt_key")
+    answers = table.values(answer_key, "data.answer_key")
+    num_rows = min(len(questions), config.max_prompts or len(questions))
+    rows = []
+    for i in range(num_rows):
+        question = _question_text(questions[i], i, prompt_key, table)
+        if row_answers := _answer_texts(answers[i], entry.answer_after):
+            rows.append(Row(index=i, question=question, answers=row_answers))
+    if not rows:
+        fail("data.answer_key", answer_key, f"none of {num_rows} rows of {table.origin} has one")
+    if len(rows) < num_rows:
+        left_out = num_rows - len(rows)
+        logger.warning("%s: %d of %d rows left out, without answer", name, left_out, num_rows)
+    return rows
+
+
+def _generated_rows(config: DataConfig, seed: int) -> list[Row]:
+    if config.dataset == "arithmetic":
+        num_rows = config.max_prompts or arithmetic.NUM_TRAIN_ROWS
+        problems = [arithmetic.problem(seed, i, config.arithmetic) for i in range(num_rows)]
+    else:
+        problems = arithmetic.held_out_problems(config.arithmetic)
+        problems = problems[: config.max_prompts or len(problems)]
+    return [
+        Row(index=i, question=question, answers=(answer,))
+        for i, (question, answer) in enumerate(problems)
+    ]
+
+
+def _first(table: Table, keys: Sequence[str]) -> str:
+    """The first key that the table has; the last one, to be refused by name, if it has none."""
+    for key in keys:
+        if table.has(key):
+            return key
+    return keys[-1]
+
+
+def _question_text(value: Any, index: int, prompt_key: str, table: Table) -> str:
+    """Verbatim. Anything but text means that the wrong column is read: refused."""
+    if not isinstance(value, str) or not value.strip():
+        found = type(value).__name__ if value else "empty"
+        fail("data.prompt_key", prompt_key, f"row {index} of {table.origin}: {found}, not a text")
+    return value
+
+
+def _answer_texts(value: Any, answer_after: str) -> tuple[str, ...]:
+    """Stripped texts, empty and repeated ones left out."""
+    values = value if isinstance(value, list) else [value]
+    texts = ["" if each is None else str(each) for each in values]
+    if answer_after:
+        texts = [text.rsplit(answer_after, maxsplit=1)[-1] for text in texts]
+    return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+
+
+def _find(config: DataConfig, entry: KnownDataset, setting: str) -> Table:
+    name = config.dataset
+    if name in KNOWN:
+        path = _local_path(config.data_dir, entry)
+        if path is not None:
+            return open_table(path, entry.split, setting)
+        if not entry.hub_id:
+            fail(
+                setting,
+                name,
+                "is on no hub: set data.data_dir to a folder that has one of "
+                f"{', '.join(f'{file}.parquet' for file in entry.files)}",
+            )
+        return _hub_table(entry.hub_id, entry.hub_config, entry.split, setting, name)
+    path = Path(name).expanduser()
+    looks_local = path.suffix in FILE_SUFFIXES or name.startswith(("/", ".", "~"))
+    if name and (path.exists() or looks_local):
+        return open_table(path, config.split, setting)
+    hub_config, _, hub_id = name.rpartition("@")
+    if hub_id.count("/") != 1:
+        fail(
+            setting,
+            name,
+            f"must be one of {', '.join(known_names())}, a file or folder, or a hub id (owner/name)"
+            f"{did_you_mean(name, known_names())}",
+        )
+    return _hub_table(hub_id, hub_config, config.split, setting, name)
+
+
+def _local_path(data_dir: str, entry: KnownDataset) -> Optional[Path]:
+    if not data_dir:
+        return None
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        fail("data.data_dir", data_dir, "no such folder")
+    for file in entry.files:
+        for suffix in (*FILE_SUFFIXES, ""):
+            if (path := root / f"{file}{suffix}").exists():
+                return path
+    logger.info("%s has none of %s: trying the hub", data_dir, ", ".join(entry.files))
+    return None
+
+
+def _hub_table(hub_id: str, hub_config: str, split: str, setting: str, name: str) -> Table:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(hub_id, hub_config or None, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        fail(
+            setting,
+            name,
+            f"not found locally (data.data_dir), and the hub's {hub_id} (split {split!r}) cannot "
+            f"be loaded: {type(error).__name__}: {error}",
+        )
+    return dataset_table(hub_id, loaded)

@@ -1,0 +1,191 @@
+"""Documents for next-token training: which tokens each step reads.
+
+A sequence is a list of pieces of documents. Attention must not cross from one piece to the next,
+so they are given apart. A piece of n tokens has n - 1 positions (each predicts the next token); the
+pieces of a sequence have `sequence_length` positions together. Every document ends in EOS.
+
+Two sources, one access, `DocumentStream.sequences(step)`, a pure function: resuming is calling it
+with the next step, and every rank may compute its own share.
+
+* Text (a file, JSONL, parquet, a folder): all documents in a row, cut every `sequence_length`
+  positions. A cut repeats one token (the last label of one piece is the first input of the next),
+  so in an epoch every token but the first of each document is predicted exactly once. The blocks
+  are dealt out in a new order every epoch. Only the last block of the data may be shorter.
+* Generated arithmetic: endless. Each sequence is filled with documents of its own; the last one is
+  cut, not dropped: leaving out what does not fit would make long solutions rarer than short ones.
+
+Example (sequence_length 4; documents abcd$ and ef$; $ is EOS):
+    blocks [[abcd$]] and [[ef$]]: 4 and 2 positions
+Example (sequence_length 3):
+    blocks [[abcd]] and [[d$], [ef$]]: 3 and 1 + 2 positions
+"""
+
+import logging
+from array import array
+from pathlib import Path
+from typing import Any
+
+from megatron_zero.config import DocumentsConfig, fail
+from megatron_zero.data import arithmetic
+from megatron_zero.data.encoding import encode
+from megatron_zero.data.seeding import epoch_order
+from megatron_zero.data.tables import FILE_SUFFIXES, open_table
+
+logger = logging.getLogger(__name__)
+
+TokenSequence = list[tuple[int, ...]]  # pieces of documents, each of at least 2 tokens
+
+TEXT_SUFFIXES = (".txt", ".md")
+_ENCODED_AT_ONCE = 1024  # documents
+_GENERATED_AT_ONCE = 16
+
+
+class DocumentStream:
+    """The token sequences of a pretraining run, by step.
+
+    Example:
+        stream = DocumentStream(config.documents, tokenizer, config.seed)
+        for sequence in stream.sequences(step):       # sequences_per_step of them
+            for tokens in sequence: ...               # attention stays within `tokens`
+    """
+
+    def __init__(self, config: DocumentsConfig, tokenizer: Any, seed: int) -> None:
+        """Read and tokenise the source; arithmetic is generated when asked.
+
+        Raises:
+            ValueError: the tokenizer has no EOS, or the source cannot be read, lacks the columns
+                of `text_key`, or holds no text.
+        """
+        if tokenizer.eos_token_id is None:
+            fail("model.tokenizer", tokenizer.name_or_path, "must have an EOS token")
+        self._config = config
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._blocks: list[list[tuple[int, int]]] = []  # pieces: [start, end) in _tokens
+        self._tokens = array("i")
+        self._order_epoch = -1
+        self._order: list[int] = []
+        if config.source != "arithmetic":
+            self._tokens, lengths = _tokenise(_read_texts(config), tokenizer)
+            self._blocks = cut_into_blocks(lengths, config.sequence_length)
+            if not self._blocks:
+                fail("documents.source", config.source, "holds no text")
+            logger.info(
+                "%s: %d documents, %d tokens, %d sequences per epoch",
+                *(config.source, len(lengths), len(self._tokens), len(self._blocks)),
+            )
+
+    @property
+    def sequences_per_epoch(self) -> int:
+        """0: endless."""
+        return len(self._blocks)
+
+    def sequences(self, step: int) -> list[TokenSequence]:
+        """The `sequences_per_step` sequences of one step; all ranks together."""
+        first = step * self._config.sequences_per_step
+        return [self.sequence(first + i) for i in range(self._config.sequences_per_step)]
+
+    def sequence(self, index: int) -> TokenSequence:
+        """Sequence number `index` of the run: what a rank that reads only its share asks for."""
+        if not self._blocks:
+            return self._generated_sequence(index)
+        epoch, offset = divmod(index, len(self._blocks))
+        if epoch != self._order_epoch:
+            self._order = epoch_order(self._seed, epoch, len(self._blocks))
+            self._order_epoch = epoch
+        return [tuple(self._tokens[start:end]) for start, end in self._blocks[self._order[offset]]]
+
+    def _generated_sequence(self, index: int) -> TokenSequence:
+        room = self._config.sequence_length
+        number = index * room  # a document has at least one position: no number is used twice
+        pieces: TokenSequence = []
+        while room:
+            texts = [
+                arithmetic.document(self._seed, number + i, self._config.arithmetic)
+                for i in range(_GENERATED_AT_ONCE)
+            ]
+            number += _GENERATED_AT_ONCE
+            for tokens in _encode_documents(texts, self._tokenizer):
+                piece = tuple(tokens[: room + 1])
+                pieces.append(piece)
+                room -= len(piece) - 1
+                if not room:
+                    break
+        return pieces
+
+
+def cut_into_blocks(lengths: list[int], sequence_length: int) -> list[list[tuple[int, int]]]:
+    """Where to cut documents of `lengths` tokens that lie one after the other.
+
+    Returns:
+        Blocks of pieces, each piece a range [start, end) of at least 2 tokens; the positions
+        (end - start - 1) of a block's pieces sum to `sequence_length`, in the last block to less
+        or as much.
+
+    Example:
+        cut_into_blocks([5, 3], 3) == [[(0, 4)], [(3, 5), (5, 8)]]
+    """
+    blocks: list[list[tuple[int, int]]] = []
+    room = 0
+    document_start = 0
+    for length in lengths:
+        start, last = document_start, document_start + length - 1
+        while start < last:  # positions start .. last - 1 are left
+            if not room:
+                blocks.append([])
+                room = sequence_length
+            num_positions = min(room, last - start)
+            blocks[-1].append((start, start + num_positions + 1))
+            start += num_positions
+            room -= num_positions
+        document_start += length
+    return blocks
+
+
+def _encode_documents(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    return [[*ids, tokenizer.eos_token_id] for ids in encode(texts, tokenizer)]
+
+
+def _tokenise(texts: list[str], tokenizer: Any) -> tuple[array, list[int]]:
+    """All documents' tokens in a row (4 bytes each), and the length of each."""
+    tokens, lengths = array("i"), []
+    for start in range(0, len(texts), _ENCODED_AT_ONCE):
+        for ids in _encode_documents(texts[start : start + _ENCODED_AT_ONCE], tokenizer):
+            tokens.extend(ids)
+            lengths.append(len(ids))
+    return tokens, lengths
+
+
+def _read_texts(config: DocumentsConfig) -> list[str]:
+    """Non-empty documents. A text file is one document; columns are joined with a newline."""
+    setting = "documents.source"
+    path = Path(config.source).expanduser()
+    if path.suffix in TEXT_SUFFIXES and path.is_file():
+        text = path.read_text(encoding="utf-8")
+        return [text] if text.strip() else []
+    if not path.exists() or (path.is_file() and path.suffix not in FILE_SUFFIXES):
+        fail(
+            setting,
+            config.source,
+            'must be "arithmetic", a folder, or a file that exists and ends in one of '
+            f"{', '.join((*TEXT_SUFFIXES, *FILE_SUFFIXES))}",
+        )
+    table = open_table(path, "train", setting)
+    columns = [table.values(key, "documents.text_key") for key in config.text_key.split("+")]
+    texts = []
+    for parts in zip(*columns, strict=True):
+        for part in parts:
+            if part is not None and not isinstance(part, str):
+                fail(
+                    "documents.text_key",
+                    config.text_key,
+                    f"{table.origin} has {type(part).__name__} there, not text",
+                )
+        if all(part and part.strip() for part in parts):
+            texts.append("\n".join(parts))
+    if len(texts) < len(columns[0]):
+        logger.warning(
+            "%s: %d of %d documents left out, without text in %s",
+            *(table.origin, len(columns[0]) - len(texts), len(columns[0]), config.text_key),
+        )
+    return texts

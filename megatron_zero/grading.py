@@ -1,0 +1,40 @@
+"""Verifying a step's responses on all ranks at once: each grades its share, all get every verdict."""
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from megatron_zero.rewards.base import apply_truncation
+from megatron_zero.rewards.verifier_pool import VerifierPool
+from megatron_zero.types import Graded, RolloutGroup
+
+
+class Grader:
+    """A rank's verifier workers, and the exchange of verdicts."""
+
+    def __init__(self, pool: VerifierPool, host_group: dist.ProcessGroup) -> None:
+        self.pool = pool
+        self.host_group = host_group
+
+    def score(self, groups: Sequence[RolloutGroup]) -> list[list[Graded]]:
+        """[P][G] verdicts, the same on every rank; a truncated response is worth 0.
+
+        Args:
+            groups: the same on every rank.
+        """
+        rank, num_ranks = self.host_group.rank(), self.host_group.size()
+        own = range(rank, len(groups), num_ranks)
+        items = [
+            (response.text, groups[p].prompt.answers) for p in own for response in groups[p].responses
+        ]
+        verdicts = iter(self.pool.grade(items))
+        graded = {
+            p: [apply_truncation(next(verdicts), r.truncated) for r in groups[p].responses]
+            for p in own
+        }
+        parts: list[dict[int, list[Graded]]] = [graded]
+        if num_ranks > 1:
+            parts = [{} for _ in range(num_ranks)]
+            dist.all_gather_object(parts, graded, group=self.host_group)
+        merged = {p: row for part in parts for p, row in part.items()}
+        return [merged[p] for p in range(len(groups))]

@@ -1,0 +1,114 @@
+"""The model's `config.json` as a dictionary, read before anything heavy is started.
+
+A launcher checks a layout against the number of layers and heads, and must not need torch or
+transformers for that. Models come from a local folder, from the Hugging Face hub, or from
+`model.architecture` when nothing is loaded at all.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from megatron_zero.config import ModelConfig, fail
+
+VOCAB_MULTIPLE = 128  # a made-up vocabulary is padded to this: every usual TP size divides it
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+_REQUIRED = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+)
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def read_hf_config(model: ModelConfig) -> dict[str, Any]:
+    """The `config.json` of `model.path`, or one made from `model.architecture` when it is empty.
+
+    A made one has `vocab_size` 0 unless the architecture sets it: `with_vocab_size` fills it in
+    once the tokenizer is known.
+
+    Raises:
+        ValueError: no such folder or file, a hub id that cannot be had (offline and not in the
+            cache, misspelt, gated), or a file that does not describe a language model.
+    """
+    if not model.path:
+        return _made_config(model)
+    path = _config_path(model.path)
+    try:
+        hf_config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail("model.path", model.path, f"{path} cannot be read: {error}")
+    missing = [key for key in _REQUIRED if not isinstance(hf_config, dict) or key not in hf_config]
+    if missing:
+        fail("model.path", model.path, f"{path} must have {', '.join(missing)}")
+    return hf_config
+
+
+def with_vocab_size(hf_config: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+    """`hf_config` with a `vocab_size` that holds a tokenizer of `num_tokens` tokens.
+
+    A size of 0 becomes `num_tokens` rounded up to a multiple of `VOCAB_MULTIPLE`; one that is set
+    stays.
+
+    Raises:
+        ValueError: the size that is set is too small.
+    """
+    if not hf_config["vocab_size"]:
+        rounded = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return {**hf_config, "vocab_size": rounded}
+    if hf_config["vocab_size"] < num_tokens:
+        valid = f"must be at least the tokenizer's {num_tokens} tokens"
+        fail("model.architecture.vocab_size", hf_config["vocab_size"], valid)
+    return hf_config
+
+
+def _config_path(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            fail("model.path", path, "the folder has no config.json")
+        return folder / "config.json"
+    if not _HUB_ID.fullmatch(path) or path.startswith("."):
+        fail("model.path", path, "no such folder")
+    return _from_hub(path)
+
+
+def _from_hub(repository: str) -> Path:
+    from huggingface_hub import hf_hub_download  # not needed for local models
+
+    try:
+        return Path(hf_hub_download(repository, "config.json"))
+    except (OSError, ValueError) as error:  # what the hub's errors derive from
+        reason = str(error).strip().splitlines()[0]
+        valid = f"neither a folder nor a model that can be had from the hub: {reason}"
+        fail("model.path", repository, valid)
+        raise AssertionError("fail always raises") from None
+
+
+def _made_config(model: ModelConfig) -> dict[str, Any]:
+    """A Qwen2 with the sizes of `model.architecture`, as transformers 5 writes it."""
+    sizes = model.architecture
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "dtype": DTYPES[model.dtype],
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.num_hidden_layers,
+        "num_attention_heads": sizes.num_attention_heads,
+        "num_key_value_heads": sizes.num_key_value_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": sizes.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": sizes.rope_theta},
+        "rms_norm_eps": sizes.rms_norm_eps,
+        "initializer_range": sizes.initializer_range,
+        "tie_word_embeddings": sizes.tie_word_embeddings,
+        "use_sliding_window": False,
+        "attention_dropout": 0.0,
+    }

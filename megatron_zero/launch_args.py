@@ -1,0 +1,124 @@
+"""What `megatron-zero train …` and `python -m megatron_zero.train …` both take.
+
+The command line starts processes and each of them reads its arguments again, under torchrun, so the
+arguments are declared, parsed and resolved here for both. Standard library and YAML only: a
+mistake is reported in less time than importing torch takes.
+
+    with user_errors():
+        args = parse_args("train", argv)
+        check_layout(args.config, read_hf_config(args.config.model), world_size())
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_zero.config import replace
+from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
+
+COMMANDS = {
+    "train": "reinforcement learning: rollouts, rewards, policy updates",
+    "pretrain": "next-token training on documents: domain pretraining, or a small base model",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchArgs:
+    """One run as it was asked for, resolved and checked."""
+
+    config: Config
+    resume: bool
+    nproc: int | None = None  # processes on this machine; None: not given
+
+
+def make_parser(kind: str, *, launcher: bool) -> argparse.ArgumentParser:
+    """The arguments of `kind`; `--nproc` only for what starts the processes (`launcher`)."""
+    program = f"megatron-zero {kind}" if launcher else f"python -m megatron_zero.{kind}"
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} <recipe|file.yaml> [key=value ...] [options]",
+        description=COMMANDS[kind],
+        epilog="Every setting with its default: megatron_zero/config.py. Overrides are dotted, as "
+        "in rollout.group_size=4 or optimizer.lr=1e-6.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="where the run is kept (sets runs_dir and name)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the run directory's last checkpoint"
+    )
+    if launcher:
+        parser.add_argument(
+            "--nproc", type=int, metavar="N", help="processes; default: one per GPU, else 1"
+        )
+    return parser
+
+
+def parse_args(
+    kind: str, argv: Sequence[str], *, launcher: bool = False, recipes: Recipes | None = None
+) -> LaunchArgs:
+    """Parse and resolve; options and overrides may come in any order after the target.
+
+    Args:
+        kind: `train` or `pretrain`.
+        argv: without the program and the command.
+        launcher: whether the caller starts the processes, and so takes `--nproc`.
+        recipes: name -> function; None: the package `recipes`.
+
+    Raises:
+        ValueError: a target or setting that is not valid.
+        SystemExit: an option that does not exist, or `--help`.
+    """
+    parsed = make_parser(kind, launcher=launcher).parse_intermixed_args(list(argv))
+    if not parsed.words or ("=" in parsed.words[0] and not Path(parsed.words[0]).exists()):
+        names = ", ".join(sorted(known_recipes() if recipes is None else recipes)) or "none"
+        raise ValueError(f"{kind}: needs a recipe or a YAML file first; recipes: {names}")
+    target, *overrides = parsed.words
+    config = resolve(target, overrides, kind, recipes)
+    if parsed.run_dir is not None:
+        path = Path(parsed.run_dir)
+        config = replace(config, runs_dir=str(path.parent), name=path.name)
+    nproc = parsed.nproc if launcher else None
+    if nproc is not None and nproc < 1:
+        raise ValueError(f"--nproc={nproc}: must be at least 1")
+    return LaunchArgs(config=config, resume=parsed.resume, nproc=nproc)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Report a `ValueError` as one line and exit with 2; of several ranks, only the first speaks.
+
+    For what checks a user's input and nothing else: a `ValueError` from deeper down needs its
+    traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "RANK" not in os.environ or os.environ["RANK"] == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def is_launched() -> bool:
+    """Whether torchrun, or something that sets the same variables, started this process."""
+    env = os.environ
+    return "TORCHELASTIC_RUN_ID" in env or ("LOCAL_RANK" in env and "WORLD_SIZE" in env)
+
+
+def world_size() -> int:
+    """Number of processes of the job that this process belongs to; 1 when nothing launched it."""
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+
+
+def count_gpus() -> int:
+    """NVIDIA GPUs that a process started here would see, without importing torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        names = [name.strip() for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        return next((i for i, name in enumerate(names) if name in ("", "-1")), len(names))
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -1,0 +1,212 @@
+"""The console: how far the run is, and whether it learns.
+
+In a terminal, a panel that is redrawn at each step: the reward's curve, the last values, a
+progress bar and the remaining time. Anywhere else (a log file, a job's output) one aligned line per
+step, with the header repeated, so that it can be read from the middle.
+
+Redrawn only when something is logged: no thread of its own, which a process that forks workers and
+owns an accelerator is better without.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from megatron_zero.observability.plot import render_curve
+
+HEADER_EVERY = 20  # lines
+_TIMED_STEPS = 20  # the remaining time is estimated from the last ones
+_NOTHING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One value of the step's line: the metric, its title, its format."""
+
+    metric: str
+    title: str
+    form: str
+
+    def text(self, values: Mapping[str, float]) -> str:
+        value = values.get(self.metric, math.nan)
+        return format(value, self.form) if math.isfinite(value) else _NOTHING
+
+
+HELD_OUT = "eval/accuracy"  # made here: the mean of every `eval/<dataset>/accuracy` of a step
+
+TRAIN_COLUMNS = (
+    Column("reward/mean", "reward", ".3f"),
+    Column(HELD_OUT, "held-out", ".3f"),
+    Column("response/length_mean", "length", ".0f"),
+    Column("response/truncated_frac", "truncated", ".1%"),
+    Column("policy/grad_norm", "grad norm", ".3g"),
+    Column("mismatch/kl", "mismatch", ".1e"),
+    Column("throughput/tokens_per_s", "tokens/s", ",.0f"),
+    Column("time/step_s", "s/step", ".1f"),
+)
+
+PRETRAIN_COLUMNS = (
+    Column("policy/loss", "loss", ".4f"),
+    Column("policy/grad_norm", "grad norm", ".3g"),
+    Column("policy/lr", "lr", ".2e"),
+    Column("throughput/tokens_per_s", "tokens/s", ",.0f"),
+    Column("time/step_s", "s/step", ".2f"),
+)
+
+
+def held_out_accuracy(values: Mapping[str, float]) -> float | None:
+    """Unweighted mean over the data sets evaluated at a step; None: no evaluation."""
+    accuracies = [v for k, v in values.items() if k.startswith("eval/") and k.endswith("/accuracy")]
+    return math.fsum(accuracies) / len(accuracies) if accuracies else None
+
+
+def format_duration(seconds: float) -> str:
+    """`4:05`, `1:02:03`, `2d 1:02:03`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    clock = f"{hour}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+class ConsoleSink:
+    """Progress for a person; see the module's docstring."""
+
+    def __init__(
+        self,
+        name: str,
+        num_steps: int,
+        *,
+        start_step: int = 0,
+        columns: Sequence[Column] = TRAIN_COLUMNS,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            name: of the run.
+            num_steps: of the whole run.
+            start_step: as `sinks.make_sinks`; the steps before it are done.
+            columns: what a step shows; the first one is also drawn as a curve.
+            console: None: the standard output.
+        """
+        self._name, self._num_steps, self._columns = name, num_steps, tuple(columns)
+        self._console = console or Console()
+        self._clock = clock
+        self._marks: deque[float] = deque([clock()], maxlen=_TIMED_STEPS + 1)
+        self._num_done = max(start_step - 1, 0)
+        self._num_lines = 0
+        self._last: dict[str, float] = {}
+        self._history: list[tuple[int, float]] = []
+        self._evaluations: list[float] = []
+        self._live = None
+        if self._console.is_terminal:
+            self._live = Live(self._panel(), console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the values after `step` steps; an evaluation alone does not count as a step."""
+        accuracy = held_out_accuracy(values)
+        shown = dict(values)
+        if accuracy is not None:
+            shown[HELD_OUT] = accuracy
+            self._evaluations.append(accuracy)
+        is_step = any(c.metric in values for c in self._columns)
+        if is_step:
+            self._num_done = step
+            self._marks.append(self._clock())
+            curve_value = values.get(self._columns[0].metric, math.nan)
+            self._history.append((step, curve_value))
+        self._last |= shown
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+            return
+        if is_step:
+            self._print_line(step, shown)
+        if accuracy is not None:
+            self._print(f"held-out accuracy after {step} steps: {_accuracies(values)}")
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def remaining_s(self) -> float | None:
+        """Estimate for the steps that are left; None before the first."""
+        if len(self._marks) < 2:
+            return None
+        per_step = (self._marks[-1] - self._marks[0]) / (len(self._marks) - 1)
+        return per_step * (self._num_steps - self._num_done)
+
+    def _remaining(self) -> str:
+        seconds = self.remaining_s()
+        return _NOTHING if seconds is None else format_duration(seconds)
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+    def _print_line(self, step: int, values: Mapping[str, float]) -> None:
+        done = f"{self._num_steps}/{self._num_steps}"
+        widths = [max(len(c.title), 8) for c in self._columns]
+        if self._num_lines % HEADER_EVERY == 0:
+            titles = [f"{c.title:>{w}}" for c, w in zip(self._columns, widths, strict=True)]
+            self._print("  ".join([f"{'step':>{len(done)}}", *titles, f"{'left':>8}"]))
+        self._num_lines += 1
+        cells = [f"{c.text(values):>{w}}" for c, w in zip(self._columns, widths, strict=True)]
+        place = f"{step}/{self._num_steps}"
+        self._print("  ".join([f"{place:>{len(done)}}", *cells, f"{self._remaining():>8}"]))
+
+    def _panel(self) -> Panel:
+        width = max(min(self._console.width - 4, 96), 24)
+        parts: list[object] = []
+        if len(self._history) > 1:
+            curve = render_curve(
+                [value for _, value in self._history],
+                width=width,
+                height=6,
+                steps=(self._history[0][0], self._history[-1][0]),
+            )
+            parts += [Text(self._columns[0].title, style="bold"), Text(curve, style="cyan"), ""]
+        parts += [self._values_table(), ""]
+        if self._evaluations:
+            start, best = self._evaluations[0], max(self._evaluations)
+            note = f"held-out accuracy: first {start:.3f}, best {best:.3f}"
+            parts += [Text(note, style="dim"), ""]
+        parts.append(self._progress())
+        return Panel(Group(*parts), title=self._name, title_align="left", width=width + 4)
+
+    def _values_table(self) -> Table:
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in self._columns:
+            table.add_column(justify="right")
+        table.add_row(*[Text(c.title, style="dim") for c in self._columns])
+        table.add_row(*[Text(c.text(self._last), style="bold") for c in self._columns])
+        return table
+
+    def _progress(self) -> Table:
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(no_wrap=True)
+        row.add_column(ratio=1)
+        row.add_column(no_wrap=True)
+        bar = ProgressBar(total=self._num_steps, completed=self._num_done)
+        place = f"step {self._num_done}/{self._num_steps}"
+        row.add_row(place, bar, f"left {self._remaining()}")
+        return row
+
+
+def _accuracies(values: Mapping[str, float]) -> str:
+    named = [
+        f"{name.removeprefix('eval/').removesuffix('/accuracy')} {value:.3f}"
+        for name, value in values.items()
+        if name.startswith("eval/") and name.endswith("/accuracy")
+    ]
+    return ", ".join(named)

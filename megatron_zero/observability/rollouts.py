@@ -1,0 +1,93 @@
+"""Rollouts on disk: what was generated, how it was graded, what it was trained with.
+
+One compressed JSON line per prompt, so that a file can be read with `zstdcat | jq` too. Reading
+gives back equal values: numbers are written with all their digits.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from megatron_zero.observability.run_dir import write_atomically
+from megatron_zero.types import Graded, Prompt, Response, RolloutGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutRecord:
+    """One prompt's group with its verdicts and advantages, response by response."""
+
+    group: RolloutGroup
+    graded: tuple[Graded, ...]
+    advantages: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.group.responses), len(self.graded), len(self.advantages)}
+        assert len(sizes) == 1, f"group, verdicts and advantages differ in length: {sizes}"
+
+
+def write_rollouts(
+    path: Path,
+    groups: Sequence[RolloutGroup],
+    graded: Sequence[Sequence[Graded]],
+    advantages: Sequence[Sequence[float]],
+) -> None:
+    """Write one step's rollouts to `path` (`RunDir.rollouts(step)`), complete or not at all.
+
+    Args:
+        groups: one per prompt, P of them.
+        graded: [P][G] verdicts.
+        advantages: [P][G]; of a tensor, its `tolist()`.
+    """
+    lines = []
+    for group, verdicts, row in zip(groups, graded, advantages, strict=True):
+        record = RolloutRecord(group=group, graded=tuple(verdicts), advantages=tuple(row))
+        lines.append(json.dumps(_to_plain(record), ensure_ascii=False) + "\n")
+    data = "".join(lines).encode("utf-8", errors="surrogatepass")
+    write_atomically(path, zstandard.ZstdCompressor().compress(data))
+
+
+def read_rollouts(path: Path) -> list[RolloutRecord]:
+    """What `write_rollouts` wrote.
+
+    Raises:
+        ValueError: the file is not one of its files, or is damaged.
+    """
+    try:
+        with zstandard.open(path, "rb") as file:
+            lines = file.read().decode("utf-8", errors="surrogatepass").split("\n")
+        return [_from_plain(json.loads(line)) for line in lines if line]
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a rollout file: {error}") from None
+
+
+def _to_plain(record: RolloutRecord) -> dict[str, Any]:
+    responses = [
+        {**dataclasses.asdict(response), **dataclasses.asdict(graded), "advantage": advantage}
+        for response, graded, advantage in zip(
+            record.group.responses, record.graded, record.advantages, strict=True
+        )
+    ]
+    return {"prompt": dataclasses.asdict(record.group.prompt), "responses": responses}
+
+
+def _from_plain(data: dict[str, Any]) -> RolloutRecord:
+    return RolloutRecord(
+        group=RolloutGroup(
+            prompt=_build(Prompt, data["prompt"]),
+            responses=tuple(_build(Response, item) for item in data["responses"]),
+        ),
+        graded=tuple(_build(Graded, item) for item in data["responses"]),
+        advantages=tuple(item["advantage"] for item in data["responses"]),
+    )
+
+
+def _build(cls: type, data: dict[str, Any]) -> Any:
+    """`cls` from its own entries of `data`; JSON's lists become the tuples they were."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    values = {name: data[name] for name in names}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

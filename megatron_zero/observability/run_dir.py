@@ -1,0 +1,145 @@
+"""The directory a run leaves behind: its layout, and never writing over somebody's results.
+
+    <runs_dir>/<name>/  config.yaml  environment.json  metrics.jsonl  tensorboard/  report.html
+                        rollouts/step_000010.jsonl.zst  checkpoints/step_000010/
+                        hf/step_000010/  eval/step_000010.json
+
+A directory that holds results (metrics, rollouts, checkpoints, exports, evaluations) is only
+continued, with `--resume`. One that holds none, because a start failed, may be started again.
+What a resumed run changes in `config.yaml` or `environment.json` does not erase what they said
+before: the older file stays as `config.1.yaml`, `config.2.yaml`, …
+
+Neither torch nor anything heavy is imported: the launcher checks and writes here too.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_zero.config_io import Config, dump_config
+
+
+def step_name(step: int) -> str:
+    """`step_000010`; sorts by step."""
+    return f"step_{step:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Where everything of a run is. Makes paths only; who writes makes the folder."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunDir":
+        return cls(Path(config.run_dir))
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def rollouts(self, step: int) -> Path:
+        return self.path / "rollouts" / f"{step_name(step)}.jsonl.zst"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / step_name(step)
+
+    def hf(self, step: int) -> Path:
+        return self.path / "hf" / step_name(step)
+
+    def evaluation(self, step: int) -> Path:
+        return self.path / "eval" / f"{step_name(step)}.json"
+
+    def has_results(self) -> bool:
+        """Whether a run got as far as leaving something that cost time."""
+        if self.metrics.exists() and self.metrics.stat().st_size:
+            return True
+        folders = ("rollouts", "checkpoints", "hf", "eval")
+        return any(any((self.path / folder).glob("*")) for folder in folders)
+
+
+def check_startable(path: str | Path, *, resume: bool) -> None:
+    """Refuse to start over the results of another run.
+
+    Raises:
+        ValueError: results are there and `resume` is not set, or `path` is a file.
+    """
+    run_dir = RunDir(Path(path))
+    if run_dir.path.exists() and not run_dir.path.is_dir():
+        raise ValueError(f"run directory {path}: is a file")
+    if not resume and run_dir.has_results():
+        raise ValueError(
+            f"run directory {path}: holds the results of a run; continue it with --resume, start "
+            "another with name=<another name> or --run-dir, or delete it"
+        )
+
+
+def create_run_dir(
+    config: Config, *, resume: bool, environment: Mapping[str, Any] | None = None
+) -> RunDir:
+    """Make (or, with `resume`, continue) the directory `config.run_dir`; for one rank to call.
+
+    `resume` where nothing is there yet starts a new run, so that a job which is put back in the
+    queue can use one command.
+
+    Args:
+        config: written as `config.yaml`, which can be run again.
+        environment: written as `environment.json` (see `environment.collect_environment`); None:
+            not written.
+
+    Raises:
+        ValueError: as `check_startable`.
+    """
+    check_startable(config.run_dir, resume=resume)
+    run_dir = RunDir.of(config)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    keep_old = run_dir.has_results()
+    _write(run_dir.config, dump_config(config), keep_old)
+    if environment is not None:
+        text = json.dumps(environment, indent=2, ensure_ascii=False) + "\n"
+        _write(run_dir.environment, text, keep_old)
+    return run_dir
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is either complete or not there; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def _write(path: Path, text: str, keep_old: bool) -> None:
+    if path.exists():
+        if path.read_text(encoding="utf-8") == text:
+            return
+        if keep_old:
+            number = 1
+            while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+                number += 1
+            shutil.copy2(path, old)  # not a rename: another rank may be reading it
+    write_atomically(path, text.encode("utf-8"))

@@ -1,0 +1,1 @@
+"""The trained model on Megatron-Core: the only importer of megatron.core and transformer_engine."""

@@ -1,0 +1,130 @@
+"""Core attention and norm of the local layer spec: packed sequences with torch's own attention.
+
+Megatron's local `DotProductAttention` refuses packed sequences; Transformer Engine's takes them,
+but needs CUDA. Sequences of like length are attended to together: each bucket is one
+`scaled_dot_product_attention` call on a padded block. Padding is only at the end of a sequence,
+where causal attention never looks, so no mask is needed and no sequence sees another.
+"""
+
+import functools
+from typing import Any, Optional
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+MAX_PADDING = 0.25  # of a bucket's block; more buckets cost more calls, fewer more padding
+
+
+@functools.lru_cache(maxsize=64)
+def attention_buckets(
+    cu_seqlens: tuple[int, ...],
+) -> tuple[tuple[torch.Tensor, torch.Tensor, int], ...]:
+    """Which packed positions are attended to together.
+
+    Args:
+        cu_seqlens: S + 1 sequence boundaries in the packed tokens.
+
+    Returns:
+        Per bucket: positions to read, [B * L], with the block's padding pointing at the sequence's
+        first token; which of the block's cells are real, [N]; and L. Together the real cells
+        are every packed position exactly once, in the order of `torch.cat` over buckets.
+    """
+    starts = list(cu_seqlens[:-1])
+    lengths = [end - start for start, end in zip(starts, cu_seqlens[1:], strict=True)]
+    order = sorted(range(len(lengths)), key=lambda s: -lengths[s])
+    buckets: list[list[int]] = []
+    for s in order:
+        if not lengths[s]:
+            continue
+        if buckets and lengths[s] >= (1 - MAX_PADDING) * lengths[buckets[-1][0]]:
+            buckets[-1].append(s)
+        else:
+            buckets.append([s])
+    plan = []
+    for bucket in buckets:
+        longest = lengths[bucket[0]]
+        offset = torch.arange(longest)
+        start = torch.tensor([starts[s] for s in bucket])[:, None]
+        length = torch.tensor([lengths[s] for s in bucket])[:, None]
+        real = offset < length
+        read = torch.where(real, start + offset, start)
+        plan.append((read.flatten(), real.flatten().nonzero().squeeze(1), longest))
+    return tuple(plan)
+
+
+@functools.lru_cache(maxsize=64)
+def _inverse_order(cu_seqlens: tuple[int, ...]) -> torch.Tensor:
+    """[T]: where each packed position stands in the concatenated outputs of the buckets."""
+    written = torch.cat([read[real] for read, real, _ in attention_buckets(cu_seqlens)])
+    inverse = torch.empty_like(written)
+    inverse[written] = torch.arange(len(written))
+    return inverse
+
+
+class PackedAttention(MegatronModule):
+    """Causal self-attention over packed sequences (thd); grouped-query heads are not repeated."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        attention_dropout: Optional[float] = None,
+        softmax_scale: Optional[float] = None,
+        cp_comm_type: Optional[str] = None,
+        pg_collection: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Optional[torch.Tensor],
+        attn_mask_type: Any = None,
+        attention_bias: Optional[torch.Tensor] = None,
+        packed_seq_params: Optional[PackedSeqParams] = None,
+    ) -> torch.Tensor:
+        """query [T, heads, d], key and value [T, kv_heads, d] -> [T, heads * d]."""
+        assert packed_seq_params is not None, "the policy always packs"
+        cu_seqlens = tuple(packed_seq_params.cu_seqlens_q.tolist())
+        num_tokens, num_heads, head_size = query.shape
+        outputs = []
+        for read, real, longest in attention_buckets(cu_seqlens):
+            read, real = read.to(query.device), real.to(query.device)
+            q, k, v = (
+                x.index_select(0, read).view(-1, longest, x.size(1), x.size(2)).transpose(1, 2)
+                for x in (query, key, value)
+            )
+            block = torch.nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                is_causal=True,
+                scale=self.softmax_scale,
+                enable_gqa=num_heads != key.size(1),
+            )
+            rows = block.transpose(1, 2).reshape(-1, num_heads * head_size)
+            outputs.append(rows.index_select(0, real))
+        inverse = _inverse_order(cu_seqlens).to(query.device)
+        return torch.cat(outputs).index_select(0, inverse)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """`torch.nn.RMSNorm` in the model's dtype, also under sequence parallelism.
+
+    Megatron's local spec offers torch's class as it is, which keeps float32 weights in a bf16
+    model and refuses sequence parallelism; its gradients are summed over TP by the mark set here.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs: Any
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

@@ -1,0 +1,109 @@
+"""Sharded training checkpoints: saved from one layout, loaded into any other.
+
+Megatron's distributed checkpoint holds the model, the optimizer's float32 state and, in its common
+part, the schedule and whatever the training loop adds. A checkpoint is written under a name that
+nobody looks for and renamed when every rank is done, so a directory with a step's name is whole.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_zero.policy.policy import Policy
+
+_INCOMPLETE = ".incomplete"
+
+
+def _metadata(policy: Policy) -> dict[str, Any]:
+    # The default sharding of the distributed optimizer cannot be loaded into another layout.
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": policy.topology.dp_group,
+    }
+
+
+def _sharded_state(policy: Policy, *, is_loading: bool) -> dict[str, Any]:
+    metadata = _metadata(policy)
+    model = policy.model.sharded_state_dict(metadata=metadata)
+    return {
+        "model": model,
+        "optimizer": policy.optimizer.sharded_state_dict(
+            model, is_loading=is_loading, metadata=metadata
+        ),
+    }
+
+
+def save(directory: Path, policy: Policy, loop_state: dict[str, Any]) -> None:
+    """Write `directory` with the policy and the loop's own state; collective.
+
+    Args:
+        directory: must not exist; its parent is made.
+        policy: model, optimizer and schedule.
+        loop_state: plain values, the same on every rank.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    partial = directory.with_name(directory.name + _INCOMPLETE)
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier(group=policy.topology.host_group)
+    state = _sharded_state(policy, is_loading=False)
+    state["loop"] = loop_state
+    state["scheduler"] = policy.scheduler.state_dict()
+    content = {k: v for k, v in _metadata(policy).items() if k != "dp_cp_group"}
+    dist_checkpointing.save(
+        state,
+        str(partial),
+        TorchDistSaveShardedStrategy("torch_dist", 1),
+        content_metadata=content,
+    )
+    dist.barrier(group=policy.topology.host_group)
+    if dist.get_rank() == 0:
+        partial.rename(directory)
+    dist.barrier(group=policy.topology.host_group)
+
+
+def load(directory: Path, policy: Policy) -> dict[str, Any]:
+    """Restore the policy in place, whatever layout it was saved from; collective.
+
+    Returns:
+        The `loop_state` that was saved.
+
+    Raises:
+        ValueError: `directory` is no complete checkpoint.
+    """
+    if not (directory / "metadata.json").is_file():
+        raise ValueError(f"checkpoint {directory}: no complete checkpoint is there")
+    from megatron.core import dist_checkpointing
+
+    state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(directory))
+    policy.model.load_state_dict(state["model"])
+    policy.optimizer.load_state_dict(state["optimizer"])
+    # For bf16 the working copy follows from the float32 weights; float32 models train those.
+    policy.scheduler.load_state_dict(state["scheduler"])
+    loop_state: dict[str, Any] = state["loop"]
+    return loop_state
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(
+        int(path.name.removeprefix("step_"))
+        for path in checkpoints.glob("step_*")
+        if path.is_dir() and not path.name.endswith(_INCOMPLETE)
+    )
+
+
+def prune(checkpoints: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints (0: keep all) and what a crash left half-written."""
+    for partial in checkpoints.glob(f"*{_INCOMPLETE}"):
+        shutil.rmtree(partial)
+    steps = saved_steps(checkpoints)
+    for step in steps[: len(steps) - keep] if keep else []:
+        shutil.rmtree(checkpoints / f"step_{step:06d}")

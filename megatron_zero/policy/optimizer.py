@@ -1,0 +1,94 @@
+"""Adam with float32 master weights, sharded over data parallelism, and its learning-rate schedule.
+
+Megatron picks the fused Adam of Transformer Engine or apex where one is installed and torch's
+AdamW otherwise; `adam_implementation` says which.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_zero.config import OptimizerConfig, ParallelConfig
+
+
+def wrap_model(
+    config: TransformerConfig, model: torch.nn.Module, parallel: ParallelConfig
+) -> DistributedDataParallel:
+    """The model with gradient buffers that are summed over data parallelism in float32."""
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+    )
+    return DistributedDataParallel(config, ddp_config, model)
+
+
+def build_optimizer(
+    config: OptimizerConfig,
+    parallel: ParallelConfig,
+    model: DistributedDataParallel,
+    *,
+    dtype: torch.dtype,
+    num_optimizer_steps: int,
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """Optimizer and schedule; norms and biases are not decayed (reference A5).
+
+    Args:
+        num_optimizer_steps: of the whole run; where a decaying schedule ends.
+    """
+    megatron_config = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+    )
+    optimizer = get_megatron_optimizer(
+        megatron_config, [model], config_overrides=get_standard_config_overrides(megatron_config)
+    )
+    # Without this scheduler Megatron would decay norms and biases too: it alone applies wd_mult.
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0 if config.warmup_steps else config.lr,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup_steps,
+        lr_decay_steps=max(num_optimizer_steps, config.warmup_steps + 1),
+        lr_decay_style=config.lr_schedule,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=max(num_optimizer_steps, 1),
+        wd_incr_style="constant",
+    )
+    return optimizer, scheduler
+
+
+def inner_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    """The torch, apex or TE optimizers at the bottom of Megatron's wrappers."""
+    chained = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [part.optimizer for part in chained]
+
+
+def adam_implementation(optimizer: MegatronOptimizer) -> str:
+    """For the start-up report, e.g. `torch.optim.adamw.AdamW`."""
+    kinds = {f"{type(o).__module__}.{type(o).__qualname__}" for o in inner_optimizers(optimizer)}
+    return ", ".join(sorted(kinds))
+
+
+def current_lr(optimizer: MegatronOptimizer) -> float:
+    """Learning rate of the next optimizer step."""
+    return float(inner_optimizers(optimizer)[0].param_groups[0]["lr"])

@@ -1,0 +1,243 @@
+"""The policy: one rank's part of the trained model, with everything the training loop asks of it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import finalize_model_grads
+
+from megatron_zero.config import OptimizerConfig, ParallelConfig
+from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.sources import TensorSource
+from megatron_zero.policy import forward, hf_weights
+from megatron_zero.policy.model import (
+    DTYPES,
+    build_model,
+    layer_implementation,
+    transformer_config,
+)
+from megatron_zero.policy.optimizer import (
+    adam_implementation,
+    build_optimizer,
+    current_lr,
+    wrap_model,
+)
+from megatron_zero.policy.parallel import Topology
+from megatron_zero.types import GlobalBatch, Microbatch, Minibatch, StepMetrics
+
+
+class Policy:
+    """A Megatron model, its optimizer and the passes over packed batches.
+
+    Every method is collective: all ranks call it, in the same order, each with its own share.
+    """
+
+    def __init__(
+        self,
+        hf_config: dict[str, Any],
+        mapping: Mapping,
+        source: TensorSource,
+        topology: Topology,
+        *,
+        parallel: ParallelConfig,
+        optimizer: OptimizerConfig,
+        dtype: str,
+        objective: forward.Objective,
+        num_optimizer_steps: int,
+        temperature: float = 1.0,
+        with_ref_policy: bool = False,
+    ) -> None:
+        """Build this rank's stage and read its shards of the weights.
+
+        Args:
+            hf_config: the model's `config.json`, vocabulary size filled in.
+            mapping: of `hf_config`, padded for this layout's TP.
+            source: the HF weights; only this rank's shards are read.
+            topology: from `parallel.initialize`.
+            dtype: "bf16" or "fp32" ("fp64" in tests).
+            objective: what `forward_backward` minimises.
+            num_optimizer_steps: of the whole run, for the learning-rate schedule.
+            temperature: divides the logits, as when sampling.
+            with_ref_policy: keep a frozen copy of the starting weights.
+        """
+        self.topology = topology
+        self.objective = objective
+        self.mapping = mapping
+        config = transformer_config(hf_config, parallel, DTYPES[dtype])
+        self.model = build_model(config, hf_config, topology, temperature=temperature)
+        hf_weights.load(self.model, self.mapping, source, topology)
+        self.ref_model: Optional[torch.nn.Module] = None
+        if with_ref_policy:
+            self.ref_model = build_model(config, hf_config, topology, temperature=temperature)
+            self.ref_model.load_state_dict(self.model.state_dict())
+            self.ref_model.requires_grad_(False)
+        self.ddp_model = wrap_model(config, self.model, parallel)
+        self.optimizer, self.scheduler = build_optimizer(
+            optimizer,
+            parallel,
+            self.ddp_model,
+            dtype=DTYPES[dtype],
+            num_optimizer_steps=num_optimizer_steps,
+        )
+        config.finalize_model_grads_func = finalize_model_grads
+        config.grad_scale_func = self.optimizer.scale_loss
+
+    def kernels(self) -> dict[str, str]:
+        """What runs underneath, for the start-up report and `environment.json`."""
+        return {
+            "layers": layer_implementation(),
+            "optimizer": adam_implementation(self.optimizer),
+            "backend": dist.get_backend(self.topology.dp_group),
+            "device": str(self.topology.device),
+        }
+
+    def with_old_logprobs(self, batch: GlobalBatch) -> GlobalBatch:
+        """The batch with the present policy's logprobs as `old_logprobs`."""
+        return self._with_logprobs(batch, self.ddp_model, "old_logprobs")
+
+    def with_ref_logprobs(self, batch: GlobalBatch) -> GlobalBatch:
+        """The batch with the reference policy's logprobs."""
+        assert self.ref_model is not None
+        return self._with_logprobs(batch, self.ref_model, "ref_logprobs")
+
+    def _with_logprobs(
+        self, batch: GlobalBatch, model: torch.nn.Module, field: str
+    ) -> GlobalBatch:
+        minibatches = []
+        for minibatch in batch.minibatches:
+            on_device = self._to_device(minibatch.microbatches)
+            logprobs = forward.forward_logprobs(model, on_device)
+            # Stages before the last compute no loss: zeros keep their microbatches alike.
+            if not self.topology.is_last_stage:
+                logprobs = [torch.zeros_like(m.advantages) for m in minibatch.microbatches]
+            microbatches = tuple(
+                dataclasses.replace(microbatch, **{field: values})
+                for microbatch, values in zip(minibatch.microbatches, logprobs, strict=True)
+            )
+            minibatches.append(dataclasses.replace(minibatch, microbatches=microbatches))
+        return GlobalBatch(minibatches=tuple(minibatches))
+
+    def kl_to_ref(self, batch: GlobalBatch, *, num_samples: int) -> torch.Tensor:
+        """[num_samples] sum over each response of old_logprobs - ref_logprobs, on every rank.
+
+        What KL-in-reward subtracts (reference A4); needs both kinds of logprobs in the batch.
+        """
+        sums = torch.zeros(num_samples, dtype=torch.float64)
+        if self.topology.is_last_stage:
+            for microbatch in (m for mini in batch.minibatches for m in mini.microbatches):
+                assert microbatch.old_logprobs is not None and microbatch.ref_logprobs is not None
+                difference = (microbatch.old_logprobs - microbatch.ref_logprobs).double().cpu()
+                lengths = microbatch.cu_seqlens.diff().tolist()
+                for i, tokens in zip(
+                    microbatch.sample_index, difference.split(lengths), strict=False
+                ):
+                    sums[i] = tokens.sum()
+        on_device = sums.to(self.topology.device)
+        dist.all_reduce(on_device, group=self.topology.dp_group)
+        if self.topology.pp_size > 1:
+            dist.broadcast(
+                on_device, src=self.topology.last_stage_rank, group=self.topology.pp_group
+            )
+        return on_device.float().cpu()
+
+    def _to_device(self, microbatches: Sequence[Microbatch]) -> list[Microbatch]:
+        device = self.topology.device
+        if device.type == "cpu":
+            return list(microbatches)
+        return [
+            dataclasses.replace(
+                microbatch,
+                **{
+                    f.name: value.to(device, non_blocking=True)
+                    for f in dataclasses.fields(microbatch)
+                    if isinstance(value := getattr(microbatch, f.name), torch.Tensor)
+                },
+            )
+            for microbatch in microbatches
+        ]
+
+    def forward_backward(self, minibatch: Minibatch) -> StepMetrics:
+        """Gradients of one optimizer step, left in the buffers; nothing is updated yet.
+
+        Returns:
+            `policy/loss`, `policy/entropy` and the objective's own values, the same on all ranks.
+        """
+        self.ddp_model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        reports = forward.forward_backward(
+            self.ddp_model,
+            self._to_device(minibatch.microbatches),
+            self.objective,
+            denominator=minibatch.denominator,
+        )
+        return StepMetrics(values=self._reduce(reports))
+
+    def _reduce(self, reports: list[tuple[torch.Tensor, forward.Sums, forward.Sums]]) -> dict[str, float]:
+        """Sums and maxima over microbatches, data-parallel ranks and stages -> named means."""
+        box: list[Any] = [None]
+        if self.topology.is_last_stage:
+            names = list(reports[0][1])
+            max_names = list(reports[0][2])
+            sums = torch.stack(
+                [torch.stack([loss.double(), *(s[n].double() for n in names)]) for loss, s, _ in reports]
+            ).sum(0)
+            dist.all_reduce(sums, group=self.topology.dp_group)
+            values = dict(zip(["loss", *names], sums.tolist(), strict=True))
+            if max_names:
+                maxima = torch.stack(
+                    [torch.stack([m[n].double() for n in max_names]) for _, _, m in reports]
+                ).amax(0)
+                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.topology.dp_group)
+                values |= zip(max_names, maxima.tolist(), strict=True)
+            box = [values]
+        if self.topology.pp_size > 1:
+            dist.broadcast_object_list(
+                box, src=self.topology.last_stage_rank, group=self.topology.pp_group
+            )
+        return _means(box[0])
+
+    def optimizer_step(self) -> StepMetrics:
+        """Clip, update the weights, advance the schedule.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was updated.
+        """
+        lr = current_lr(self.optimizer)
+        self.optimizer.prepare_grads()
+        norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"gradient norm is {norm}: the weights were not updated; look at mismatch/kl and "
+                f"policy/loss of the last steps, and at the rollouts of this one"
+            )
+        self.optimizer.step()
+        self.scheduler.step(increment=1)
+        return StepMetrics(values={"policy/grad_norm": norm, "policy/lr": lr})
+
+    def hf_weights(self, *, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights by HF name, whole, on every rank; a bounded bucket at a time."""
+        return hf_weights.export(self.model, self.mapping, self.topology, bucket_bytes=bucket_bytes)
+
+
+_METRIC_NAMES = {
+    "entropy": "policy/entropy",
+    "clipped": "policy/clip_frac",
+    "kl_ref": "policy/kl_ref",
+    "mismatch_kl": "mismatch/kl",
+    "mismatch_abs": "mismatch/mean_abs",
+}
+
+
+def _means(values: dict[str, float]) -> dict[str, float]:
+    """Summed values -> metrics: means are over the tokens that the loss saw."""
+    tokens = values["tokens"]
+    metrics = {"policy/loss": values["loss"], "policy/tokens": tokens}
+    for name, metric in _METRIC_NAMES.items():
+        if name in values:
+            metrics[metric] = values[name] / max(tokens, 1.0)
+    if "mismatch_max" in values:
+        metrics["mismatch/max_abs"] = values["mismatch_max"]
+    return metrics

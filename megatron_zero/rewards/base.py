@@ -1,0 +1,18 @@
+"""What every reward shares: its type, and the rule for truncated responses."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from megatron_zero.types import Graded
+
+# (response text, answers of which any counts) -> verdict
+RewardFunction = Callable[[str, tuple[str, ...]], Graded]
+
+
+def apply_truncation(graded: Graded, truncated: bool) -> Graded:
+    """A truncated response earns 0, even a correct one; `correct` keeps the verdict before that.
+
+    Example:
+        apply_truncation(Graded(reward=1.0, correct=True, ...), True).reward == 0.0
+    """
+    return replace(graded, reward=0.0) if truncated else graded

@@ -1,0 +1,307 @@
+r"""A parser for the mathematics that answers are written in: LaTeX or ASCII -> a small tree.
+
+Written by hand because the alternatives are unsafe on model text: sympy's `sympify` and
+`parse_expr` evaluate Python. Here text can only become the nodes below, nothing is computed, and
+the length of the input, the number of tokens and the depth of nesting are bounded before any work.
+
+Where notation is ambiguous the usual reading is taken: `2\frac{1}{2}` and `1 2/3` are mixed
+numbers, `x^12` has exponent 12 but `\frac12` is one half, `1/2x` is `(1/2)x`, `\sin 2x + 1` is
+`sin(2x) + 1`, `e`, `i` and `\pi` are constants.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Optional, Union
+
+from megatron_zero.rewards.tokens import CLOSING, FUNCTIONS, ParseError, Token
+
+MAX_DEPTH = 40  # nested atoms and exponents; about six Python frames each
+MAX_DIGITS = 400  # of one number, also through 1e400
+
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
+    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon "
+    "Phi Psi Omega hbar ell emptyset varnothing"
+)
+_SYMBOLS = frozenset(_GREEK_NAMES.split())
+_DECORATIONS = frozenset(["dot", "ddot", "bar", "overline", "hat", "vec", "tilde"])
+_CLOSES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
+_GROUP_FUNCTIONS = {"\\lfloor": "floor", "\\lceil": "ceiling", "|": "abs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    r"""A tree: `kind` of num, sym, const, add, mul, neg, pow, call, and those of `parse_answer`.
+
+    Example: `2\pi + x^2` is
+        add(mul(num 2, const pi), pow(sym x, num 2))
+    """
+
+    kind: str
+    args: tuple["Node", ...] = ()
+    value: Optional[Union[str, Fraction]] = None
+
+
+def parse_expression(tokens: list[Token]) -> Node:
+    """Parse tokens that are one formula, without commas or relations.
+
+    Raises:
+        ParseError: when they are not, or are nested deeper than `MAX_DEPTH`.
+    """
+    parser = _Parser(tokens)
+    node = parser.sum()
+    if parser.position != len(tokens):
+        raise ParseError(f"unexpected {tokens[parser.position].name!r}")
+    return node
+
+
+class _Parser:
+    """Recursive descent; one method per level of precedence."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = list(tokens)  # `digit` splits numbers in place
+        self.position = 0
+        self.depth = 0
+        self.open_bars = 0  # inside |…| a bar closes
+
+    def peek(self) -> Token:
+        if self.position < len(self.tokens):
+            return self.tokens[self.position]
+        return Token("end", "")
+
+    def take(self) -> Token:
+        if self.position == len(self.tokens):
+            raise ParseError("unexpected end")
+        self.position += 1
+        return self.tokens[self.position - 1]
+
+    def enter(self) -> None:
+        """Every recursion passes here: through `atom` or `exponent_of`."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ParseError("nested too deeply")
+
+    def at(self, *names: str) -> bool:
+        token = self.peek()
+        return token.kind == "mark" and token.name in names
+
+    def expect(self, name: str) -> None:
+        if not self.at(name):
+            raise ParseError(f"expected {name!r}, found {self.peek().name!r}")
+        self.position += 1
+
+    def sum(self) -> Node:
+        terms = [self.product()]
+        while self.at("+", "-"):
+            terms.append(self.product())
+        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+
+    def product(self) -> Node:
+        sign = self.sign()
+        factors = [self.power()]
+        while True:
+            if self.at("*"):
+                self.take()
+                factors.append(self.signed_power())
+            elif self.at("/"):
+                self.take()
+                factors.append(_reciprocal(self.signed_power()))
+            elif len(factors) == 1 and self.at_fraction_of_mixed_number():
+                factors = [Node("add", (factors[0], self.fraction()))]
+            elif self.starts_factor():
+                if self.peek().kind == self.tokens[self.position - 1].kind == "number":
+                    raise ParseError("two numbers side by side")
+                factors.append(self.power())
+            else:
+                break
+        node = factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+        return Node("neg", (node,)) if sign < 0 else node
+
+    def sign(self) -> int:
+        sign = 1
+        while self.at("+", "-"):
+            sign = -sign if self.take().name == "-" else sign
+        return sign
+
+    def signed_power(self) -> Node:
+        sign = self.sign()
+        node = self.power()
+        return Node("neg", (node,)) if sign < 0 else node
+
+    def starts_factor(self) -> bool:
+        token = self.peek()
+        if token.kind != "mark":
+            return token.kind != "end"
+        if token.name == "|":
+            return self.open_bars == 0
+        return token.name in _CLOSES or (token.name not in CLOSING and token.name[1:].isalpha())
+
+    def at_fraction_of_mixed_number(self) -> bool:
+        r"""After an integer: a fraction of two integers, as in `2\frac{1}{2}` or `1 2/3`."""
+        if not self.tokens[self.position - 1].name.isdigit():
+            return False
+        names = [token.name for token in self.tokens[self.position : self.position + 7]]
+        if self.at("\\frac"):
+            digits = [name for name in names[1:] if name not in ("{", "}")][:2]
+            shape = ["\\frac", "{", digits[0], "}", "{", digits[-1], "}"] if digits else []
+            short = len(names) > 1 and names[1].isdigit()  # \frac12, \frac1{2}
+            return all(map(str.isdigit, digits)) and bool(digits) and (short or names == shape)
+        ascii_fraction = len(names) > 2 and names[0].isdigit() and names[1] == "/"
+        return ascii_fraction and names[2].isdigit() and self.peek().spaced
+
+    def fraction(self) -> Node:
+        if self.at("\\frac"):
+            return self.command(self.take().name[1:])
+        numerator = _number(self.take().name)
+        self.take()
+        return Node("mul", (numerator, _reciprocal(_number(self.take().name))))
+
+    def power(self) -> Node:
+        base = self.atom()
+        if self.at("!"):
+            self.take()
+            base = Node("call", (base,), "factorial")
+            if self.at("!"):
+                raise ParseError("double factorial")
+        return self.exponent_of(base)
+
+    def exponent_of(self, base: Node) -> Node:
+        if not self.at("^"):
+            return base
+        self.take()
+        self.enter()
+        exponent = self.signed_power()
+        self.depth -= 1
+        return Node("pow", (base, exponent))
+
+    def atom(self) -> Node:
+        self.enter()
+        node = self.primary(self.take())
+        self.depth -= 1
+        return node
+
+    def primary(self, token: Token) -> Node:
+        if token.kind == "number":
+            if self.at("_"):  # a numeral in another base is a name: 2516_8
+                return Node("sym", (), token.name + self.subscript())
+            return _number(token.name)
+        if token.kind == "letter":
+            return self.letter(token.name)
+        if token.kind in ("word", "text"):
+            return Node("sym", (), f"text {' '.join(token.name.lower().split())}")
+        if token.kind == "mark" and token.name in _CLOSES:
+            return self.group(token.name)
+        if token.kind == "mark" and token.name.startswith("\\"):
+            return self.command(token.name[1:])
+        raise ParseError(f"unexpected {token.name!r}")
+
+    def group(self, opening: str) -> Node:
+        self.open_bars, outer = int(opening == "|"), self.open_bars
+        node = self.sum()
+        self.expect(_CLOSES[opening])
+        self.open_bars = outer
+        name = _GROUP_FUNCTIONS.get(opening)
+        return Node("call", (node,), name) if name else node
+
+    def letter(self, name: str) -> Node:
+        name += self.subscript()
+        while self.at("'"):
+            name += self.take().name
+        return Node("const", (), name) if name in ("e", "i") else Node("sym", (), name)
+
+    def subscript(self) -> str:
+        """`_0`, `_{max}`: part of the name, not an operation."""
+        if not self.at("_"):
+            return ""
+        self.take()
+        return "_" + self.raw_argument()
+
+    def raw_argument(self) -> str:
+        """The text of one argument, which is a name rather than a formula."""
+        if not self.at("{"):
+            return self.take().name
+        self.take()
+        names = []
+        while not self.at("}"):
+            if self.peek().kind == "end" or self.at("{"):
+                raise ParseError("not a name")
+            names.append(self.take().name)
+        self.take()
+        return "".join(names)
+
+    def command(self, name: str) -> Node:
+        if name == "frac":
+            numerator = self.argument()
+            return Node("mul", (numerator, _reciprocal(self.argument())))
+        if name == "binom":
+            top = self.argument()
+            return Node("call", (top, self.argument()), "binomial")
+        if name == "sqrt":
+            return self.root()
+        if name in FUNCTIONS:
+            return self.function(name)
+        if name in ("pi", "infty"):
+            return Node("const", (), name)
+        if name in _SYMBOLS:
+            return Node("sym", (), f"\\{name}{self.subscript()}")
+        if name in _DECORATIONS:
+            return Node("sym", (), f"\\{name} {self.raw_argument()}{self.subscript()}")
+        raise ParseError(f"unknown command {name!r}")
+
+    def argument(self) -> Node:
+        r"""One argument of \frac: a group, or a single character (`\frac12` is 1 over 2)."""
+        token = self.peek()
+        if token.kind == "number" and len(token.name) > 1:
+            self.tokens[self.position] = Token("number", token.name[1:])
+            return _number(token.name[0])
+        return self.atom()
+
+    def root(self) -> Node:
+        r"""`\sqrt{x}` and `\sqrt[n]{x}`, ASCII `sqrt(x)`; `\sqrt12` is the root of 12."""
+        index = Node("num", (), Fraction(2))
+        if self.at("["):
+            self.take()
+            index = self.sum()
+            self.expect("]")
+        return Node("call", (self.atom(), index), "root")
+
+    def function(self, name: str) -> Node:
+        r"""`\sin^2 x` is (sin x)^2 and `\sin^{-1} x` the inverse; `\log_b x` has base b."""
+        base: tuple[Node, ...] = ()
+        exponent: Optional[Node] = None
+        if name == "log" and self.at("_"):
+            self.take()
+            base = (self.atom(),)
+        if self.at("^"):
+            self.take()
+            exponent = self.signed_power() if not self.at("{") else self.group(self.take().name)
+        call = Node("call", (self.function_argument(), *base), name)
+        if exponent is None:
+            return self.exponent_of(call) if self.tokens[self.position - 1].name == ")" else call
+        if exponent == Node("neg", (Node("num", (), Fraction(1)),)):
+            if f"arc{name}" not in FUNCTIONS:
+                raise ParseError(f"unknown inverse of {name}")
+            return Node("call", call.args, f"arc{name}")
+        return Node("pow", (call, exponent))
+
+    def function_argument(self) -> Node:
+        r"""A group, or the factors up to the next operator or function: `\sin 2\theta \cos x`."""
+        if self.at("(", "{", "[", "|"):
+            return self.group(self.take().name)
+        if self.at("-", "+"):
+            return self.signed_power()
+        factors = [self.power()]
+        while self.starts_factor() and self.peek().name[1:] not in FUNCTIONS and not self.at("("):
+            factors.append(self.power())
+        return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+
+
+def _number(text: str) -> Node:
+    digits, _, exponent = text.lower().partition("e")
+    if len(digits) > MAX_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > MAX_DIGITS:
+        raise ParseError("number too long")
+    return Node("num", (), Fraction(text))
+
+
+def _reciprocal(node: Node) -> Node:
+    return Node("pow", (node, Node("num", (), Fraction(-1))))

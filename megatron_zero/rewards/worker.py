@@ -1,0 +1,87 @@
+"""One verifier process: reads (answer, golds) lines, writes one outcome line each.
+
+Started by `verifier_pool` as `python -m megatron_zero.rewards.worker`. It is a fresh process and
+imports neither torch nor anything else heavy, since the trainer it serves is too large, and has too
+many threads, to fork.
+
+    in    ["1/2", ["0.5", "\\\\frac12"]]      JSON, one item per line
+    out   ready                             once, after the imports
+          correct | wrong | crash           per item; followed by " retire" if the worker should
+                                            not be given another
+
+Limits, besides the wall clock that the pool keeps: address space above what the process has at
+its start, CPU time per item, and the life of the parent.
+"""
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+
+from megatron_zero.rewards.equivalence import is_equivalent
+
+MIB = 2**20
+_PR_SET_PDEATHSIG = 1
+
+
+def address_space_bytes() -> int:
+    """Size of this process's address space, what RLIMIT_AS limits."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def limit_memory(limit_mib: int) -> int:
+    """Let the address space grow by `limit_mib`; returns the resulting bound in bytes."""
+    bound = address_space_bytes() + limit_mib * MIB
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    return bound
+
+
+def limit_cpu_time(seconds: float) -> None:
+    """End this process by SIGXCPU when it has computed so much longer (and up to 2 s more)."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(time.process_time() + seconds) + 1
+    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, also in the middle of an item."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it ended before the call
+        sys.exit(0)
+
+
+def grade_line(line: bytes) -> str:
+    """The outcome of one item: "correct", "wrong", or "crash" when memory ran out."""
+    try:
+        answer, golds = json.loads(line)
+        return "correct" if is_equivalent(answer, golds) else "wrong"
+    except MemoryError:
+        return "crash"
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until standard input ends. Arguments: parent pid, timeout in s, memory in MiB."""
+    parent_pid, timeout_s, memory_limit_mib = arguments
+    die_with_parent(int(parent_pid))
+    replies = os.dup(1)
+    os.dup2(2, 1)  # whatever else is printed must not look like a reply
+    bound = limit_memory(int(memory_limit_mib))
+    tired = bound - int(memory_limit_mib) * MIB // 2
+    os.write(replies, b"ready\n")
+    for line in sys.stdin.buffer:
+        limit_cpu_time(float(timeout_s))
+        outcome = grade_line(line)
+        retire = outcome == "crash" or address_space_bytes() > tired
+        os.write(replies, f"{outcome}{' retire' if retire else ''}\n".encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

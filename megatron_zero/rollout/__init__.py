@@ -1,0 +1,1 @@
+"""Generating responses: the engine protocol, vLLM behind it, and the sampler that feeds it."""

@@ -1,0 +1,167 @@
+"""vLLM in the training process: the only module that imports it.
+
+Every rank of the torchrun job creates its `LLM` with the `external_launcher` executor, so the
+engine uses the job's own process group and takes weights as tensors, without files or copies
+between processes. The same mode runs on GPUs and on CPUs.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from megatron_zero.config import RolloutConfig
+from megatron_zero.rollout.engine import Request, SamplingSettings
+from megatron_zero.types import Response
+
+GIB = 1024**3
+# vLLM reads its settings when it is imported.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: weights are handed over
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every rank binds to the same cores
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+class VllmEngine:
+    """This rank's part of a vLLM engine; see `engine.RolloutEngine`."""
+
+    def __init__(
+        self,
+        model_dir: str,
+        config: RolloutConfig,
+        *,
+        tokenizer: str,
+        dtype: str,
+        max_model_len: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Start the engine with empty weights: nothing can be generated before `load_weights`.
+
+        Args:
+            model_dir: HF directory; its config is read, its weights are not.
+            config: engine size, memory and caching.
+            tokenizer: directory or hub id.
+            dtype: "bf16" or "fp32", the policy's.
+            max_model_len: longest prompt plus longest response, in tokens.
+            rank, world_size: of the torchrun job.
+        """
+        tp_size = config.tensor_model_parallel_size
+        self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
+        self.is_engine_leader = rank % tp_size == 0
+        self.weights_version: Optional[int] = None
+        self._on_gpu = torch.cuda.is_available()
+        self._sleeps = config.sleep and self._on_gpu
+        num_threads = torch.get_num_threads()
+        os.environ.update(_ENVIRONMENT)
+        from vllm import LLM
+
+        placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        self._unties = False
+        if not self._on_gpu:
+            placement = {"kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
+            self._unties = _is_tied(model_dir)
+        if self._unties:
+            # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
+            # after a sync it would go on with the embedding it was packed from: give it its own.
+            placement["hf_overrides"] = {"tie_word_embeddings": False}
+        self._llm = LLM(
+            model_dir,
+            tokenizer=tokenizer,
+            dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
+            load_format="dummy",
+            distributed_executor_backend="external_launcher",
+            tensor_parallel_size=tp_size,
+            seed=self.engine_index,  # alike within an engine; requests bring their own seeds
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_sequences,
+            enable_prefix_caching=config.enable_prefix_caching,
+            enforce_eager=config.enforce_eager or not self._on_gpu,
+            enable_sleep_mode=self._sleeps,
+            # The logprob of what was drawn from: after temperature, as the policy computes it.
+            logprobs_mode="processed_logprobs",
+            disable_log_stats=True,
+            **placement,
+        )
+        torch.set_num_threads(num_threads)  # vLLM's CPU worker sets its own
+
+    def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Response]:
+        """One response per request, in order.
+
+        Raises:
+            RuntimeError: before the first `load_weights`.
+        """
+        if self.weights_version is None:
+            raise RuntimeError("the rollout engine has no weights yet")
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                n=1,
+                seed=request.seed,
+                temperature=settings.temperature,
+                max_tokens=settings.max_tokens,
+                stop=list(settings.stop) or None,
+                include_stop_str_in_output=True,
+                logprobs=0,  # of the drawn token only
+            )
+            for request in requests
+        ]
+        prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False) if prompts else []
+        return [self._response(output.outputs[0]) for output in outputs]
+
+    def _response(self, output: Any) -> Response:
+        token_ids = tuple(output.token_ids)
+        logprobs = (row[token].logprob for row, token in zip(output.logprobs, token_ids, strict=True))
+        assert self.weights_version is not None
+        return Response(
+            token_ids=token_ids,
+            rollout_logprobs=tuple(logprobs),
+            text=output.text,
+            truncated=output.finish_reason == "length",
+            policy_version=self.weights_version,
+            engine_index=self.engine_index,
+        )
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Replace all weights through vLLM's own reload, in place.
+
+        The engine has no version while this runs: if it fails, nothing more is generated.
+        """
+        self.weights_version = None
+        if self._sleeps and self._llm.llm_engine.is_sleeping():
+            self._llm.wake_up(tags=["weights"])
+        tensors = _with_output_layer(named_tensors) if self._unties else iter(named_tensors)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        for name, _ in tensors:  # also runs the source's own check at its end
+            raise RuntimeError(f"weight sync: the engine took no {name}")
+        if self._sleeps and self._llm.llm_engine.is_sleeping():
+            self._llm.wake_up(tags=["kv_cache"])
+        self._llm.reset_prefix_cache()
+        self.weights_version = version
+
+    def sleep(self) -> None:
+        """GPU: drop weights and cache (level 2); the next sync brings new ones. CPU: nothing."""
+        if self._sleeps:
+            self.weights_version = None
+            self._llm.sleep(level=2)
+
+
+def _is_tied(model_dir: str) -> bool:
+    return bool(json.loads((Path(model_dir) / "config.json").read_text())["tie_word_embeddings"])
+
+
+def _with_output_layer(
+    named_tensors: Iterable[tuple[str, torch.Tensor]],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, and the embedding once more under the output layer's name."""
+    for name, tensor in named_tensors:
+        yield name, tensor
+        if name == "model.embed_tokens.weight":
+            yield "lm_head.weight", tensor

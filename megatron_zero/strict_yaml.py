@@ -1,0 +1,84 @@
+"""YAML without its surprises: what a plain word means, and no key given twice.
+
+PyYAML follows version 1.1, where `no` is false, `1:30` is ninety and `1e-6` is text; the first two
+are values somebody may want as text here (`no` is a prompt template), the third is how everybody
+writes a learning rate. This reads plain words by version 1.2's core rules, refuses a key that is
+given twice, and writes text that both versions read back as the same value.
+"""
+
+import re
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+
+
+def _core_resolvers() -> dict[str, list]:
+    """Which plain words are not text: first character -> [(tag, pattern)], first match wins."""
+    rules = [
+        ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+        ("int", r"[-+]?[0-9]+", "-+0123456789"),
+        ("float", _FLOAT, "-+.0123456789"),
+    ]
+    table: dict[str, list] = {}
+    for name, pattern, first_characters in rules:
+        for character in first_characters:
+            entry = (_TAG + name, re.compile(f"^({pattern})$"))
+            table.setdefault(character, []).append(entry)
+    return table
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = _core_resolvers()
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            if key in seen:
+                raise ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """`010` is ten, not eight."""
+        return int(self.construct_scalar(node))
+
+
+_Loader.add_constructor(_TAG + "int", _Loader.construct_decimal)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either version would read as something else."""
+
+
+for _character, _entries in _core_resolvers().items():
+    for _tag, _pattern in _entries:
+        _Dumper.add_implicit_resolver(_tag, _pattern, [_character])
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """The value of YAML `text`; `source` names it in errors.
+
+    Raises:
+        ValueError: not valid YAML, a key given twice, or a key that is not text.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{source}{where}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: not valid YAML: {error}") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """`data` (dictionaries, lists, numbers, text) as YAML that `load_yaml` reads back equal."""
+    # escaped beyond ASCII: PyYAML loses U+0085 in text that it writes as it is
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)

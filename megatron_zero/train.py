@@ -1,0 +1,123 @@
+"""The training loop: prompt -> rollout -> reward -> advantage -> loss -> optimizer -> weight sync.
+
+Colocated and on-policy: every rank holds its shard of the policy and (a part of) a rollout engine,
+and runs this same program. There is no driver.
+
+    torchrun --nproc-per-node 8 -m megatron_zero.train qwen2_5_math_7b
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from megatron_zero.config import MismatchConfig, RunConfig, check_layout
+from megatron_zero.hf_config import read_hf_config
+from megatron_zero.launch_args import parse_args, user_errors, world_size
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, *, resume: bool = False) -> None:
+    """Run (or with `resume` continue) one complete training run; collective over the job.
+
+    Raises:
+        ValueError: the configuration cannot work with this model, data or run directory.
+        RuntimeError: engine and policy disagree by more than `mismatch.max_kl`.
+        FloatingPointError: a gradient is not finite.
+    """
+    import torch
+
+    from megatron_zero.advantages import group_advantages
+    from megatron_zero.analysis.rollout_stats import rollout_metrics
+    from megatron_zero.batching import build_global_batch, build_samples, set_advantages
+    from megatron_zero.determinism import sample_seed
+    from megatron_zero.session import Session, mean_metrics
+
+    with Session(config, resume=resume) as run:
+        policy, weight_sync, timers = run.policy, run.weight_sync, run.timers
+        # the engine always starts on our weights
+        weight_sync.push(run.hf_weights(), version=run.start_step)
+        run.evaluate(run.start_step)
+        for step in range(run.start_step, config.num_steps):
+            with timers("step"):
+                prompts = run.prompts.next_batch()
+                with timers("rollout"):
+                    groups = run.sampler.sample(
+                        prompts,
+                        run.sampling,
+                        group_size=config.rollout.group_size,
+                        seed_of=lambda p, i, step=step: sample_seed(config.seed, step, p.index, i),
+                        policy_version=step,
+                    )
+                with timers("reward"):
+                    graded = run.grader.score(groups)
+                    rewards = torch.tensor([[v.reward for v in row] for row in graded])
+                    advantages = group_advantages(
+                        rewards, normalize_std=config.advantage.normalize_std
+                    )
+
+                with timers("train"):
+                    run.engine.sleep()
+                    samples = build_samples(
+                        groups, graded, advantages, mask_truncated=config.loss.mask_truncated
+                    )
+                    batch = build_global_batch(samples, config, run.packing, step=step)
+                    if config.needs_ref_policy:
+                        batch = policy.with_ref_logprobs(batch)
+                    # The policy before this step. With one optimizer step per rollout the
+                    # current logprobs are the old ones, and no pass is needed for them.
+                    if config.num_optimizer_steps > 1 or config.advantage.kl_reward_coef > 0:
+                        batch = policy.with_old_logprobs(batch)
+                    if config.advantage.kl_reward_coef > 0:
+                        kl = policy.kl_to_ref(batch, num_samples=len(samples)).view_as(rewards)
+                        advantages = group_advantages(
+                            rewards - config.advantage.kl_reward_coef * kl,
+                            normalize_std=config.advantage.normalize_std,
+                        )
+                        batch = set_advantages(batch, advantages.flatten())
+                    updates = []
+                    for minibatch in batch.minibatches:
+                        metrics = policy.forward_backward(minibatch).values
+                        check_mismatch(metrics, config.mismatch, step=step)
+                        updates.append(metrics | policy.optimizer_step().values)
+
+                with timers("sync"):
+                    weight_sync.push(run.hf_weights(), version=step + 1)
+
+            done = step + 1
+            run.log(done, rollout_metrics(groups, graded) | mean_metrics(updates))
+            run.save_rollouts(done, groups, graded, advantages)
+            if run.is_due(done, config.evaluation.every_num_steps):
+                run.evaluate(done)
+            if run.is_due(done, config.checkpoint.every_num_steps):
+                run.save_checkpoint(done)
+        run.finish()
+
+
+def check_mismatch(metrics: dict[str, float], mismatch: MismatchConfig, *, step: int) -> None:
+    """Stop before an update whose samples the policy itself would not have drawn.
+
+    Raises:
+        RuntimeError: the estimate of KL(engine || policy) is above `mismatch.max_kl`, or no number.
+    """
+    kl = metrics["mismatch/kl"]
+    if not kl <= mismatch.max_kl:
+        raise RuntimeError(
+            f"step {step}: engine and policy disagree on the sampled tokens: mismatch/kl={kl:.3g} "
+            f"(largest difference of a logprob {metrics['mismatch/max_abs']:.3g}) is above "
+            f"mismatch.max_kl={mismatch.max_kl}; nothing was updated. Wrong weights in the engine, "
+            f"another dtype or other kernels are the usual reasons."
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of every rank, under torchrun or alone."""
+    with user_errors():
+        args = parse_args("train", sys.argv[1:] if argv is None else argv)
+        assert isinstance(args.config, RunConfig)
+        check_layout(args.config, read_hf_config(args.config.model), world_size())
+    train(args.config, resume=args.resume)
+
+
+if __name__ == "__main__":
+    main()

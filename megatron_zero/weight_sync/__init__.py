@@ -1,0 +1,1 @@
+"""Policy weights -> rollout engine: versioned, complete, verified."""

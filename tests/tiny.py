@@ -1,0 +1,75 @@
+"""A tiny Qwen2 and a ragged rollout on it, the same in every process that asks."""
+
+import random
+from typing import Any
+
+from megatron_zero.config import (
+    BatchConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from megatron_zero.types import TrainSample
+
+MAX_PROMPT, MAX_RESPONSE = 10, 40
+NUM_SAMPLES = 32
+
+
+def hf_config(*, tied: bool, vocab_size: int = 131, **changes: Any) -> dict[str, Any]:
+    """131 tokens: divided by no number of ranks, so the vocabulary is padded."""
+    return {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": tied,
+        "initializer_range": 0.05,
+        "hidden_act": "silu",
+        **changes,
+    }
+
+
+def run_config(
+    *, global_batch_size: int = NUM_SAMPLES, max_tokens: int = 100, loss: "LossConfig | None" = None
+) -> RunConfig:
+    """The configuration that `samples` belong to."""
+    return RunConfig(
+        name="test",
+        model=ModelConfig(path="unused", dtype="fp32"),
+        data=DataConfig(max_prompt_tokens=MAX_PROMPT),
+        rollout=RolloutConfig(
+            num_prompts_per_step=NUM_SAMPLES // 4, group_size=4, max_response_tokens=MAX_RESPONSE
+        ),
+        loss=loss or LossConfig(),
+        batch=BatchConfig(
+            global_batch_size=global_batch_size,
+            max_tokens_per_microbatch=max_tokens,
+            skip_zero_advantage=False,
+        ),
+    )
+
+
+def samples(seed: int = 0) -> list[TrainSample]:
+    """Ragged samples with advantages of both signs."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(NUM_SAMPLES):
+        prompt, response = rng.randint(1, MAX_PROMPT), rng.randint(1, MAX_RESPONSE)
+        made.append(
+            TrainSample(
+                token_ids=tuple(rng.randrange(131) for _ in range(prompt + response)),
+                prompt_length=prompt,
+                rollout_logprobs=tuple(-5 * rng.random() for _ in range(response)),
+                advantage=rng.choice([-0.25, 0.0, 0.75]),
+            )
+        )
+    return made

@@ -1,0 +1,160 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from megatron_zero.config import ModelConfig, RunConfig
+from megatron_zero.config_io import load_config
+from megatron_zero.observability.environment import collect_environment, git_commit
+from megatron_zero.observability.run_dir import (
+    RunDir,
+    check_startable,
+    create_run_dir,
+    step_name,
+    write_atomically,
+)
+
+RESULTS = [
+    "metrics.jsonl",
+    "rollouts/step_000010.jsonl.zst",
+    "checkpoints/step_000010/x",
+    "hf/step_000010/x",
+    "eval/step_000010.json",
+]
+
+
+@pytest.fixture
+def config(tmp_path):
+    return RunConfig(name="run", runs_dir=str(tmp_path / "runs"), model=ModelConfig(path="m"))
+
+
+def leave(run_dir: RunDir, result: str) -> Path:
+    path = run_dir.path / result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("kept")
+    return path
+
+
+def test_layout(tmp_path):
+    run_dir = RunDir(tmp_path)
+    relative = [
+        str(path.relative_to(tmp_path))
+        for path in (
+            run_dir.config,
+            run_dir.environment,
+            run_dir.metrics,
+            run_dir.rollouts(10),
+            run_dir.checkpoint(10),
+            run_dir.hf(10),
+            run_dir.evaluation(10),
+            run_dir.report,
+        )
+    ]
+    assert relative == [
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "rollouts/step_000010.jsonl.zst",
+        "checkpoints/step_000010",
+        "hf/step_000010",
+        "eval/step_000010.json",
+        "report.html",
+    ]
+    assert list(tmp_path.iterdir()) == []  # naming makes nothing
+    assert sorted([step_name(9), step_name(10), step_name(100)])[0] == step_name(9)
+
+
+def test_a_new_run(config):
+    run_dir = create_run_dir(config, resume=False, environment={"world_size": 2, "é": None})
+    assert str(run_dir.path) == config.run_dir
+    assert load_config(run_dir.config) == config
+    assert json.loads(run_dir.environment.read_text()) == {"world_size": 2, "é": None}
+    assert not run_dir.has_results()
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_results_are_only_continued(config, result):
+    run_dir = create_run_dir(config, resume=False)
+    path = leave(run_dir, result)
+    other = replace(config, seed=9)
+    with pytest.raises(ValueError, match=r"runs/run: holds the results .*--resume.*name="):
+        create_run_dir(other, resume=False)
+    assert load_config(run_dir.config) == config and path.read_text() == "kept"
+    create_run_dir(other, resume=True)
+    assert load_config(run_dir.config) == other and path.read_text() == "kept"
+    assert load_config(run_dir.path / "config.1.yaml") == config
+
+
+def test_every_earlier_config_is_kept_once(config):
+    run_dir = create_run_dir(config, resume=False)
+    leave(run_dir, "metrics.jsonl")
+    for seed in (1, 1, 2):
+        create_run_dir(replace(config, seed=seed), resume=True, environment={"seed": seed})
+    seeds = {p.name: load_config(p).seed for p in run_dir.path.glob("config*.yaml")}
+    assert seeds == {"config.1.yaml": 0, "config.2.yaml": 1, "config.yaml": 2}
+    assert json.loads((run_dir.path / "environment.1.json").read_text()) == {"seed": 1}
+
+
+@pytest.mark.parametrize("leftover", ["config.yaml", "environment.json", "tensorboard/x"])
+def test_a_start_that_failed_can_be_repeated(config, leftover):
+    run_dir = RunDir.of(config)
+    leave(run_dir, leftover)
+    run_dir.metrics.touch()  # opened, nothing logged
+    create_run_dir(config, resume=False, environment={})
+    assert load_config(run_dir.config) == config
+    assert not (run_dir.path / "config.1.yaml").exists()
+
+
+def test_resuming_nothing_starts(config):
+    assert load_config(create_run_dir(config, resume=True).config) == config
+
+
+def test_a_file_in_the_way(config, tmp_path):
+    (tmp_path / "runs").mkdir()
+    Path(config.run_dir).write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        check_startable(config.run_dir, resume=True)
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "b"
+    write_atomically(path, b"first")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_the_environment_names_versions_hardware_and_kernels():
+    import torch
+
+    found = collect_environment({"attention": "SDPA"}, world_size=2)
+    assert found["versions"]["torch"] == torch.__version__
+    for package in ("python", "megatron-core", "vllm", "transformers", "transformer-engine"):
+        assert package in found["versions"]
+    assert found["hardware"]["cpus"] >= 1 and found["hardware"]["memory_gib"] > 0
+    assert found["hardware"]["gpus"] == [] or torch.cuda.is_available()
+    assert found["kernels"] == {"attention": "SDPA"} and found["world_size"] == 2
+    json.dumps(found)
+
+
+def test_the_commit_says_when_files_differ(tmp_path):
+    import subprocess
+
+    assert git_commit(tmp_path / "none") is None
+    assert git_commit(tmp_path) is None
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True)
+
+    git("init", "-q")
+    assert git_commit(tmp_path) is None
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-q", "-m", "a")
+    commit = git_commit(tmp_path)
+    assert len(commit) == 40
+    (tmp_path / "a").write_text("2")
+    assert git_commit(tmp_path) == f"{commit}+changes"

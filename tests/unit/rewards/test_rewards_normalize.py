@@ -1,0 +1,102 @@
+"""The normaliser's rules, one line each: what is dropped, what is respelled, what must stay."""
+
+import time
+
+import pytest
+
+from megatron_zero.rewards.normalize import MAX_ANSWER_CHARS, clean, normalize
+
+GOLDEN = [
+    # \text{} and its relatives
+    (r"\text{Evelyn}", "Evelyn"),
+    (r"\textbf{(C)}", "(C)"),
+    (r"\text{(C)}", "(C)"),
+    (r"\text{two lines}", "twolines"),
+    (r"x \text{ or } y", "x,y"),
+    (r"2, 3, \text{ and } 4", "2,3,4"),
+    (r"\mathbf{2340}", "2340"),
+    (r"\operatorname{arcsin}(x)", r"\arcsin(x)"),
+    # sizes, spacing, fractions
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
+    (r"\tfrac{4}{9}", r"\frac{4}{9}"),
+    (r"\dfrac{17}{50}", r"\frac{17}{50}"),
+    (r"\frac14", r"\frac{1}{4}"),
+    (r"\frac 18", r"\frac{1}{8}"),
+    (r"\frac1{72}", r"\frac{1}{72}"),
+    (r"\frac{3}4", r"\frac{3}{4}"),
+    ("a/b", "a/b"),
+    ("-1/2", r"-\frac{1}{2}"),
+    (r"\sqrt2/2", r"\sqrt{2}/2"),
+    (r"\sqrt12", r"\sqrt{12}"),
+    (r"5,\,-11", "5,-11"),
+    (r"3\quad4", "3 4"),
+    ("1 2/3", "1 2/3"),
+    # currency, percent, degrees
+    (r"\$36", "36"),
+    (r"$8 \%$", "8"),
+    ("62.5%", "62.5"),
+    (r"30^\circ", "30"),
+    (r"28.71^{\circ}", "28.71"),
+    ("90°", "90"),
+    # units
+    ("3 miles", "3"),
+    ("5 cm^2", "5"),
+    ("15 square units", "15"),
+    (r"864 \mbox{ inches}^2", "864"),
+    (r"15000 \text{ kcal m}^{-2} \text{yr}^{-1}", "15000"),
+    (r"164 \pi \mbox{ square feet}", r"164\pi"),
+    (r"9\text{ min}", "9"),
+    (r"5\text{ m}", "5"),
+    ("6m", "6m"),
+    (r"2\sec", r"2\sec"),
+    ("miles", "miles"),
+    (r"3 \text{ million}", r"3\cdot10^6"),
+    (r"3 \text{ million dollars}", r"3\cdot10^6"),
+    # numbers
+    (".5", "0.5"),
+    ("-.5", "-0.5"),
+    ("(.5, 1.5)", "(0.5,1.5)"),
+    (r"10,\!080", "10080"),
+    ("10{,}080", "10080"),
+    (r"1\,000", "1000"),
+    ("2516_{8}", "2516_8"),
+    ("10^{3}", "10^3"),
+    ("10^{-3}", "10^{-3}"),
+    # left sides
+    ("x=5", "5"),
+    ("y = 2x + 3", "2x+3"),
+    (r"\theta = 2", "2"),
+    ("f(x) = x^2", "x^2"),
+    (r"x \in [-2,7]", "[-2,7]"),
+    ("a=1, b=2", "a=1,b=2"),
+    ("2x+3=y", "2x+3=y"),
+    # ends
+    (" 5.\n", "5"),
+    (r"\approx 8.24 \text{ mph}", "8.24"),
+    (r"\begin{pmatrix} 1 \\ 7 \end{pmatrix}", r"\begin{pmatrix}1\\7\end{pmatrix}"),
+    ("2 × 3 − π", r"2\times3-\pi"),
+]
+
+
+@pytest.mark.parametrize(("answer", "expected"), GOLDEN)
+def test_normal_form(answer, expected):
+    assert normalize(clean(answer)) == expected
+
+
+@pytest.mark.parametrize("answer", [answer for answer, _ in GOLDEN])
+def test_cleaning_twice_changes_nothing(answer):
+    once = clean(answer)
+    assert clean(once) == once
+
+
+REPEATED = ["{", "\\", " ", ",000", "\\text{", "\\text{a}^2 ", "1", "5 square ", "\\frac1", "$"]
+REPEATED += ["^{a}", "%", "\\!", "{,}000", "5 cm ", "\\text{ million", "(", "=", "\\left"]
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_no_input_is_slow(piece):
+    """2,000 characters of anything: well under a second where quadratic would still pass."""
+    answer = piece * (MAX_ANSWER_CHARS // len(piece))
+    start = time.process_time()
+    normalize(clean(answer))
+    assert time.process_time() - start < 0.5
