@@ -12,6 +12,7 @@ over microbatches and data-parallel ranks, however the samples are spread over t
 Every rank builds the same plan from the same samples and keeps its own part.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +65,9 @@ def build_samples(
     return samples
 
 
-def step_denominator(num_samples: int, *, length_normalizer: str, max_response_tokens: int) -> float:
+def step_denominator(
+    num_samples: int, *, length_normalizer: str, max_response_tokens: int
+) -> float:
     """What one optimizer step's sum is divided by; masked samples count (reference A3.3)."""
     if length_normalizer == "constant":
         return float(num_samples * max_response_tokens)
@@ -180,11 +183,13 @@ def build_microbatch(
         for values in columns.values():
             values += [0] * alignment
         cu_seqlens.append(alignment)
-    integers = {name: torch.tensor(columns.pop(name)) for name in ("tokens", "labels", "position_ids")}
+    integers = {
+        name: torch.tensor(columns.pop(name)) for name in ("tokens", "labels", "position_ids")
+    }
     return Microbatch(
         **{name: values.to(torch.int64) for name, values in integers.items()},
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
-        max_seqlen=max(b - a for a, b in zip(cu_seqlens, cu_seqlens[1:], strict=False)),
+        max_seqlen=max(end - start for start, end in itertools.pairwise(cu_seqlens)),
         loss_mask=torch.tensor(columns.pop("loss_mask"), dtype=torch.bool),
         **{name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()},
         sample_index=tuple(indices),
@@ -219,9 +224,7 @@ def build_global_batch(
             skip_zero_advantage=exact_zero,
         )
         needed = [chosen[i] for i in kept]
-        lengths = [
-            padded_length(len(samples[i].token_ids) - 1, packing.alignment) for i in needed
-        ]
+        lengths = [padded_length(len(samples[i].token_ids) - 1, packing.alignment) for i in needed]
         plan = pack(lengths, num_ranks=packing.dp_size, max_tokens=packing.max_tokens)
         minibatches.append(
             Minibatch(
@@ -254,7 +257,7 @@ def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
             per_token = torch.zeros_like(microbatch.advantages)
             bounds = microbatch.cu_seqlens.tolist()
             for i, (start, end) in zip(
-                microbatch.sample_index, zip(bounds, bounds[1:], strict=False), strict=False
+                microbatch.sample_index, itertools.pairwise(bounds), strict=False
             ):
                 per_token[start:end] = advantages[i]
             microbatches.append(replace(microbatch, advantages=per_token))

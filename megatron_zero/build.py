@@ -1,4 +1,4 @@
-"""From a configuration to the running parts that the loops use: model files, policy, engine, data."""
+"""From a configuration to the parts that the loops use: model files, policy, prompts."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ _MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 
 
 def local_model_dir(path: str, topology: Topology) -> Path:
-    """The folder of a model: `path` itself, or the hub's files, downloaded by one rank of a node."""
+    """The folder of a model: `path` itself, or the hub's files, downloaded once per node."""
     if Path(path).expanduser().is_dir():
         return Path(path).expanduser()
     from huggingface_hub import snapshot_download
@@ -72,7 +72,11 @@ def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
 
 
 def write_model_files(
-    directory: Path, model: ModelConfig, hf_config: dict[str, Any], tokenizer: Any, source: Path | None
+    directory: Path,
+    model: ModelConfig,
+    hf_config: dict[str, Any],
+    tokenizer: Any,
+    source: Path | None,
 ) -> None:
     """Config and tokenizer without weights: what the engine starts from and an export carries."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +106,9 @@ def build_policy(
 ) -> Policy:
     """The policy with its starting weights: a checkpoint's, or drawn from `seed`."""
     mapping = Mapping(
-        family_for(hf_config), hf_config, padded_vocab_size(hf_config["vocab_size"], topology.tp_size)
+        family_for(hf_config),
+        hf_config,
+        padded_vocab_size(hf_config["vocab_size"], topology.tp_size),
     )
     source: TensorSource = RandomSource(mapping, seed)
     if model.init == "pretrained":
@@ -133,15 +139,19 @@ def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
     )
 
 
-def build_evaluation_prompts(config: RunConfig, tokenizer: Any) -> dict[str, list[Prompt]]:
-    """Held-out prompts by data set."""
+def build_evaluation_prompts(
+    config: RunConfig, hf_config: dict[str, Any], tokenizer: Any
+) -> dict[str, list[Prompt]]:
+    """Held-out prompts by data set; only what the model has no positions for is left out.
+
+    `data.max_prompt_tokens` is for training: a benchmark is not shortened by it.
+    """
     prompts = {}
+    max_prompt_tokens = hf_config["max_position_embeddings"] - config.max_evaluation_tokens
     for name in config.evaluation.datasets:
         data = evaluation_data(config.data, name, config.evaluation.max_prompts)
         rows = load_rows(data, seed=config.seed, setting="evaluation.datasets")
-        prompts[name] = build_prompts(
-            rows, tokenizer, data.template, data.max_prompt_tokens, name
-        )
+        prompts[name] = build_prompts(rows, tokenizer, data.template, max_prompt_tokens, name)
     return prompts
 
 
@@ -155,7 +165,9 @@ def export_hf(policy: Policy, model_files: Path, directory: Path, *, bucket_byte
     weights = policy.hf_weights(bucket_bytes=bucket_bytes)
     if policy.topology.rank == 0:
         if directory.exists():
-            shutil.move(directory, tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+            shutil.move(
+                directory, tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent)
+            )
         write_hf_checkpoint(directory, weights, copy_files=sorted(model_files.iterdir()))
         for replaced in directory.parent.glob(f".{directory.name}.*"):
             shutil.rmtree(replaced)

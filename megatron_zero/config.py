@@ -12,7 +12,7 @@ Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}
 
@@ -381,6 +381,11 @@ class RunConfig:
     @property
     def needs_ref_policy(self) -> bool:
         return self.loss.kl_coef > 0 or self.advantage.kl_reward_coef > 0
+
+    @property
+    def max_evaluation_tokens(self) -> int:
+        """Response tokens in an evaluation."""
+        return self.evaluation.max_response_tokens or self.rollout.max_response_tokens
 
     @property
     def answer_format(self) -> str:

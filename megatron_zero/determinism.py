@@ -17,6 +17,6 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def sample_seed(run_seed: int, step: int, prompt_index: int, sample_index: int) -> int:
-    """The seed of one training response."""
-    return derive_seed(run_seed, "rollout", step, prompt_index, sample_index)
+def sample_seed(run_seed: int, step: int, place: int, prompt_index: int, sample: int) -> int:
+    """The seed of one training response; `place` in the step: a prompt may come twice in one."""
+    return derive_seed(run_seed, "rollout", step, place, prompt_index, sample)

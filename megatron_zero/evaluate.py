@@ -47,12 +47,12 @@ def evaluate(
     sample alone, so two checkpoints are compared on the same random numbers.
     """
     settings = SamplingSettings(
-        max_tokens=config.evaluation.max_response_tokens or config.rollout.max_response_tokens,
+        max_tokens=config.max_evaluation_tokens,
         temperature=config.evaluation.temperature,
         stop=stop_strings(config.data.template),
     )
 
-    def seed_of(prompt: Prompt, sample: int) -> int:
+    def seed_of(place: int, prompt: Prompt, sample: int) -> int:
         return derive_seed(config.seed, "evaluation", prompt.source, prompt.index, sample)
 
     results = {}
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def evaluation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, float]:
-    """`eval/<data set>/accuracy` and `length_mean`, and their unweighted averages (reference A7)."""
+    """`eval/<data set>/accuracy`, `length_mean` and their unweighted averages (reference A7)."""
     metrics = {}
     for name, result in results.items():
         metrics[f"eval/{name}/accuracy"] = result.accuracy

@@ -1,4 +1,4 @@
-"""Verifying a step's responses on all ranks at once: each grades its share, all get every verdict."""
+"""Verifying a step's responses: each rank grades its share, all get every verdict."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,9 @@ class Grader:
         rank, num_ranks = self.host_group.rank(), self.host_group.size()
         own = range(rank, len(groups), num_ranks)
         items = [
-            (response.text, groups[p].prompt.answers) for p in own for response in groups[p].responses
+            (response.text, groups[p].prompt.answers)
+            for p in own
+            for response in groups[p].responses
         ]
         verdicts = iter(self.pool.grade(items))
         graded = {

@@ -1,7 +1,7 @@
 """One run's parts, built in order, and what a loop does besides its verbs: log, evaluate, save.
 
-    with Session(config, resume=False) as run:
-        ... run.policy, run.sampler, run.prompts, run.log(step, metrics) ...
+with Session(config, resume=False) as run:
+    ... run.policy, run.sampler, run.prompts, run.log(step, metrics) ...
 """
 
 import logging
@@ -26,6 +26,7 @@ from megatron_zero.build import (
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
 from megatron_zero.data.templates import stop_strings
+from megatron_zero.determinism import sample_seed
 from megatron_zero.evaluate import evaluate, evaluation_metrics, evaluation_record
 from megatron_zero.grading import Grader
 from megatron_zero.objective import describe_objective
@@ -42,7 +43,7 @@ from megatron_zero.rewards.verifier_pool import VerifierPool
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.rollout.vllm_engine import VllmEngine
-from megatron_zero.types import Graded, RolloutGroup
+from megatron_zero.types import Graded, Prompt, RolloutGroup
 from megatron_zero.weight_sync.colocated import ColocatedWeightSync
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Session:
         is_first = topology.rank == 0
         tokenizer = load_tokenizer(config.model)
         hf_config = complete_hf_config(config.model, tokenizer)
-        self._evaluation_prompts = build_evaluation_prompts(config, tokenizer)
+        self._evaluation_prompts = build_evaluation_prompts(config, hf_config, tokenizer)
         self.prompts = build_prompt_cursor(config, tokenizer)
         self.packing = Packing(
             dp_rank=topology.dp_rank,
@@ -92,7 +93,7 @@ class Session:
             config.rollout,
             tokenizer=str(self._model_files),
             dtype=config.model.dtype,
-            max_model_len=config.data.max_prompt_tokens + self._max_response_tokens(),
+            max_model_len=self._max_model_len(),
             rank=topology.rank,
             world_size=topology.world_size,
         )
@@ -108,11 +109,6 @@ class Session:
             seed=config.seed,
             temperature=config.rollout.temperature,
             with_ref_policy=config.needs_ref_policy,
-        )
-        self.sampling = SamplingSettings(
-            max_tokens=config.rollout.max_response_tokens,
-            temperature=config.rollout.temperature,
-            stop=stop_strings(config.data.template),
         )
         self.sampler = Sampler(self.engine, topology.host_group)
         self.weight_sync = ColocatedWeightSync(
@@ -147,9 +143,13 @@ class Session:
     def __exit__(self, *exception: object) -> None:
         self._exit.close()
 
-    def _max_response_tokens(self) -> int:
+    def _max_model_len(self) -> int:
+        """What the engine must hold: a training sample, or the longest evaluation."""
+        config = self.config
+        lengths = [len(p.token_ids) for ps in self._evaluation_prompts.values() for p in ps]
         return max(
-            self.config.rollout.max_response_tokens, self.config.evaluation.max_response_tokens
+            config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+            max(lengths, default=0) + config.max_evaluation_tokens,
         )
 
     def _report(self) -> None:
@@ -159,10 +159,31 @@ class Session:
         create_run_dir(self.config, resume=True, environment=environment)
         print(describe_objective(self.config))
         t = self.topology
-        print(f"layout: TP {t.tp_size} x PP {t.pp_size} x DP {t.dp_size}, "
-              f"{self.engine.num_engines} rollout engine(s)")
+        print(
+            f"layout: TP {t.tp_size} x PP {t.pp_size} x DP {t.dp_size}, "
+            f"{self.engine.num_engines} rollout engine(s)"
+        )
         print("kernels: " + ", ".join(f"{name} {value}" for name, value in kernels.items()))
         print(f"run directory: {self.run_dir.path}", flush=True)
+
+    def sample(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
+        """A group of responses to every prompt, from the weights of version `step`."""
+        config = self.config
+
+        def seed_of(place: int, prompt: Prompt, sample: int) -> int:
+            return sample_seed(config.seed, step, place, prompt.index, sample)
+
+        return self.sampler.sample(
+            prompts,
+            SamplingSettings(
+                max_tokens=config.rollout.max_response_tokens,
+                temperature=config.rollout.temperature,
+                stop=stop_strings(config.data.template),
+            ),
+            group_size=config.rollout.group_size,
+            seed_of=seed_of,
+            policy_version=step,
+        )
 
     def hf_weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """The policy's weights for a sync, in buckets of `rollout.sync_bucket_mib`."""
@@ -216,7 +237,9 @@ class Session:
         directory = self.run_dir.checkpoint(done)
         if done in checkpoint.saved_steps(self.run_dir.checkpoints):
             return
-        checkpoint.save(directory, self.policy, {"step": done, "prompts": self.prompts.state_dict()})
+        checkpoint.save(
+            directory, self.policy, {"step": done, "prompts": self.prompts.state_dict()}
+        )
         if self.topology.rank == 0:
             checkpoint.prune(self.run_dir.checkpoints, keep=self.config.checkpoint.keep)
 
@@ -251,7 +274,7 @@ class Session:
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Metrics of a step's optimizer steps as one: means, but `max_` is the largest, counts add up."""
+    """Metrics of all optimizer steps of a step: means, the largest of `max_`, sums of counts."""
     merged = {}
     for name in updates[0]:
         values = [update[name] for update in updates]

@@ -30,7 +30,6 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     from megatron_zero.advantages import group_advantages
     from megatron_zero.analysis.rollout_stats import rollout_metrics
     from megatron_zero.batching import build_global_batch, build_samples, set_advantages
-    from megatron_zero.determinism import sample_seed
     from megatron_zero.session import Session, mean_metrics
 
     with Session(config, resume=resume) as run:
@@ -40,15 +39,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         run.evaluate(run.start_step)
         for step in range(run.start_step, config.num_steps):
             with timers("step"):
-                prompts = run.prompts.next_batch()
                 with timers("rollout"):
-                    groups = run.sampler.sample(
-                        prompts,
-                        run.sampling,
-                        group_size=config.rollout.group_size,
-                        seed_of=lambda p, i, step=step: sample_seed(config.seed, step, p.index, i),
-                        policy_version=step,
-                    )
+                    groups = run.sample(run.prompts.next_batch(), step)
                 with timers("reward"):
                     graded = run.grader.score(groups)
                     rewards = torch.tensor([[v.reward for v in row] for row in graded])

@@ -1,7 +1,7 @@
 """Recipes: functions that return a configuration. One function is one complete run.
 
-    megatron-zero train quickstart --nproc 2
-    megatron-zero train qwen2_5_math_7b --nproc 8 data.data_dir=/data optimizer.lr=5e-7
+megatron-zero train quickstart --nproc 2
+megatron-zero train qwen2_5_math_7b --nproc 8 data.data_dir=/data optimizer.lr=5e-7
 """
 
 from collections.abc import Callable

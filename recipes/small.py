@@ -73,8 +73,8 @@ def math_smoke() -> RunConfig:
         model=ModelConfig(
             init="random",
             architecture=ArchitectureConfig(
-                hidden_size=64,
-                intermediate_size=192,
+                hidden_size=128,
+                intermediate_size=256,
                 num_hidden_layers=4,
                 num_attention_heads=4,
                 num_key_value_heads=2,

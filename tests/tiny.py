@@ -23,7 +23,7 @@ def hf_config(*, tied: bool, vocab_size: int = 131, **changes: Any) -> dict[str,
         "model_type": "qwen2",
         "architectures": ["Qwen2ForCausalLM"],
         "vocab_size": vocab_size,
-        "hidden_size": 64,
+        "hidden_size": 128,  # heads of 32: the smallest that vLLM has on a CPU
         "intermediate_size": 128,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,

@@ -94,7 +94,7 @@ class PackedAttention(MegatronModule):
         """query [T, heads, d], key and value [T, kv_heads, d] -> [T, heads * d]."""
         assert packed_seq_params is not None, "the policy always packs"
         cu_seqlens = tuple(packed_seq_params.cu_seqlens_q.tolist())
-        num_tokens, num_heads, head_size = query.shape
+        _, num_heads, head_size = query.shape
         outputs = []
         for read, real, longest in attention_buckets(cu_seqlens):
             read, real = read.to(query.device), real.to(query.device)

@@ -101,7 +101,7 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 
 def prune(checkpoints: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints (0: keep all) and what a crash left half-written."""
+    """Remove all but the newest `keep` checkpoints (0: none) and what a crash left half done."""
     for partial in checkpoints.glob(f"*{_INCOMPLETE}"):
         shutil.rmtree(partial)
     steps = saved_steps(checkpoints)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 _HOST = torch.device("cpu")
-_FACTORIES = (
-    "tensor zeros ones empty full arange linspace rand randn randint "
-    "empty_like zeros_like ones_like full_like rand_like randn_like"
-).split()
+_FACTORIES = [
+    *("tensor", "zeros", "ones", "empty", "full", "arange", "linspace", "rand", "randn", "randint"),
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like"),
+]
 
 
 class _View(types.ModuleType):
@@ -221,7 +221,10 @@ def _patch_optimizer_types() -> None:
     """Float16Optimizer, DistributedOptimizer and clip_grads accept only torch.cuda tensor types."""
     from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
 
-    for cls in (optimizer.Float16OptimizerWithFloat16Params, distrib_optimizer.DistributedOptimizer):
+    for cls in (
+        optimizer.Float16OptimizerWithFloat16Params,
+        distrib_optimizer.DistributedOptimizer,
+    ):
         cls.__init__ = _with_cuda_type_names(cls.__init__)
     real = clip_grads.clip_grad_by_total_norm_fp32
     wrapped = _with_cuda_type_names(real)
@@ -240,7 +243,10 @@ def _patch_distributed_optimizer_state() -> None:
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-    state_dict, load_state_dict = DistributedOptimizer.state_dict, DistributedOptimizer.load_state_dict
+    state_dict, load_state_dict = (
+        DistributedOptimizer.state_dict,
+        DistributedOptimizer.load_state_dict,
+    )
 
     def state_dict_with_steps(self: Any) -> Any:
         if self.optimizer is not None:

@@ -1,4 +1,4 @@
-"""The forward step for Megatron's pipeline schedules; the only file that knows how a loss is scaled.
+"""The forward step for Megatron's schedules; the only file that knows how a loss is scaled.
 
 The sum contract. A microbatch's loss arrives here as a plain sum over its tokens and leaves divided
 by the optimizer step's denominator, which is known beforehand and the same on every rank. From
@@ -185,12 +185,10 @@ def forward_backward(
 def forward_logprobs(
     model: torch.nn.Module, microbatches: Sequence[Microbatch]
 ) -> list[torch.Tensor]:
-    """On the last stage, per microbatch: [T] logprobs of the labels, 0 where `loss_mask` is not set."""
+    """On the last stage, per microbatch: [T] logprobs of the labels, 0 outside `loss_mask`."""
 
     def loss_function(microbatch: Microbatch, output: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        logprobs = torch.zeros(
-            microbatch.loss_mask.shape, dtype=output.dtype, device=output.device
-        )
+        logprobs = torch.zeros(microbatch.loss_mask.shape, dtype=output.dtype, device=output.device)
         logprobs[microbatch.loss_mask] = output[0]
         return output.sum(), logprobs
 

@@ -85,7 +85,7 @@ def _buckets(exports: list[_Export], bucket_bytes: int) -> Iterator[list[_Export
 def _gather_shards(
     params: list[torch.Tensor], topology: Topology
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Per parameter, the shards of all tensor-parallel ranks, with one collective for the bucket."""
+    """Per parameter, the shards of all tensor-parallel ranks: one collective for a bucket."""
     if topology.tp_size == 1:
         return [(param,) for param in params]
     flat = torch.cat([param.reshape(-1) for param in params])

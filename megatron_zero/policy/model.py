@@ -1,4 +1,4 @@
-"""HF config -> TransformerConfig -> model chunk, with Transformer Engine's layers or the local ones.
+"""HF config -> TransformerConfig -> model, with Transformer Engine's layers or the local ones.
 
 The model returns per-token log-probabilities and entropy, not logits: its output layer works on
 the positions of `loss_mask` alone, so neither prompts nor padding cost a row of the vocabulary.
@@ -87,8 +87,8 @@ def transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        # Weights are loaded, never drawn. Not `perform_initialization=False`: it also leaves out the
-        # marks by which the gradient norm tells sharded parameters from replicated ones.
+        # Weights are loaded, never drawn. Not `perform_initialization=False`: that also leaves
+        # out the marks by which the gradient norm tells sharded parameters from replicated ones.
         init_method=_leave_unset,
         output_layer_init_method=_leave_unset,
         embedding_init_method=_leave_unset,

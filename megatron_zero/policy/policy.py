@@ -1,4 +1,4 @@
-"""The policy: one rank's part of the trained model, with everything the training loop asks of it."""
+"""The policy: one rank's part of the trained model and what the training loop asks of it."""
 
 import dataclasses
 import math
@@ -103,9 +103,7 @@ class Policy:
         assert self.ref_model is not None
         return self._with_logprobs(batch, self.ref_model, "ref_logprobs")
 
-    def _with_logprobs(
-        self, batch: GlobalBatch, model: torch.nn.Module, field: str
-    ) -> GlobalBatch:
+    def _with_logprobs(self, batch: GlobalBatch, model: torch.nn.Module, field: str) -> GlobalBatch:
         minibatches = []
         for minibatch in batch.minibatches:
             on_device = self._to_device(minibatch.microbatches)
@@ -175,14 +173,19 @@ class Policy:
         )
         return StepMetrics(values=self._reduce(reports))
 
-    def _reduce(self, reports: list[tuple[torch.Tensor, forward.Sums, forward.Sums]]) -> dict[str, float]:
+    def _reduce(
+        self, reports: list[tuple[torch.Tensor, forward.Sums, forward.Sums]]
+    ) -> dict[str, float]:
         """Sums and maxima over microbatches, data-parallel ranks and stages -> named means."""
         box: list[Any] = [None]
         if self.topology.is_last_stage:
             names = list(reports[0][1])
             max_names = list(reports[0][2])
             sums = torch.stack(
-                [torch.stack([loss.double(), *(s[n].double() for n in names)]) for loss, s, _ in reports]
+                [
+                    torch.stack([loss.double(), *(s[n].double() for n in names)])
+                    for loss, s, _ in reports
+                ]
             ).sum(0)
             dist.all_reduce(sums, group=self.topology.dp_group)
             values = dict(zip(["loss", *names], sums.tolist(), strict=True))

@@ -49,7 +49,10 @@ __all__ = ["VerifierPool", "apply_truncation"]
 
 
 class VerifierPool:
-    """Grades responses in `num_workers` processes. Not thread-safe; use one per rank.
+    """Grades responses in `num_workers` processes; one pool per rank.
+
+    To be used from one thread, which must live as long: workers die with the thread that started
+    them.
 
     Args:
         answer_format: where answers are found: "boxed" or "answer_tag" (see `rewards.math`).

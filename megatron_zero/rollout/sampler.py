@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron_zero.rollout.engine import Request, RolloutEngine, SamplingSettings
 from megatron_zero.types import Prompt, Response, RolloutGroup
 
-SeedFunction = Callable[[Prompt, int], int]  # prompt, sample index -> seed
+SeedFunction = Callable[[int, Prompt, int], int]  # place in the batch, prompt, sample -> seed
 
 
 class Sampler:
@@ -42,9 +42,7 @@ class Sampler:
         """
         own = range(self.engine.engine_index, len(prompts), self.engine.num_engines)
         requests = [
-            Request(
-                prompt_token_ids=prompts[p].token_ids, seed=seed_of(prompts[p], sample)
-            )
+            Request(prompt_token_ids=prompts[p].token_ids, seed=seed_of(p, prompts[p], sample))
             for p in own
             for sample in range(group_size)
         ]
@@ -64,9 +62,7 @@ class Sampler:
             RolloutGroup(prompt=prompt, responses=by_prompt[p]) for p, prompt in enumerate(prompts)
         ]
 
-    def _exchange(
-        self, drawn: dict[int, tuple[Response, ...]]
-    ) -> dict[int, tuple[Response, ...]]:
+    def _exchange(self, drawn: dict[int, tuple[Response, ...]]) -> dict[int, tuple[Response, ...]]:
         """Every rank's prompts in one dictionary."""
         if self.host_group.size() == 1:
             return drawn

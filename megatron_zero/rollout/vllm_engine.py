@@ -118,7 +118,9 @@ class VllmEngine:
 
     def _response(self, output: Any) -> Response:
         token_ids = tuple(output.token_ids)
-        logprobs = (row[token].logprob for row, token in zip(output.logprobs, token_ids, strict=True))
+        logprobs = (
+            row[token].logprob for row, token in zip(output.logprobs, token_ids, strict=True)
+        )
         assert self.weights_version is not None
         return Response(
             token_ids=token_ids,

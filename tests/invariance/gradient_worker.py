@@ -1,6 +1,6 @@
 """Under torchrun: one step's loss and gradients in several layouts of one world, written to files.
 
-    gradient_worker.py OUT_DIR LAYOUT...       LAYOUT: tp.pp.sp.max_tokens.tied, as in 2.1.1.100.0
+gradient_worker.py OUT_DIR LAYOUT...       LAYOUT: tp.pp.sp.max_tokens.tied, as in 2.1.1.100.0
 """
 
 import dataclasses
@@ -26,9 +26,7 @@ def build(layout: ParallelConfig, topology: Topology, *, tied: bool, objective=N
     from megatron_zero.policy.policy import Policy
 
     hf_config = tiny.hf_config(tied=tied)
-    mapping = Mapping(
-        family_for(hf_config), hf_config, padded_vocab_size(131, topology.tp_size)
-    )
+    mapping = Mapping(family_for(hf_config), hf_config, padded_vocab_size(131, topology.tp_size))
     options = {
         "optimizer": OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.2),
         "dtype": "fp32",
@@ -64,9 +62,7 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, tied: bool) -> dict:
     minibatch = dataclasses.replace(
         minibatch,
         microbatches=tuple(
-            dataclasses.replace(
-                m, old_logprobs=m.old_logprobs + 0.3 * torch.sin(m.labels.float())
-            )
+            dataclasses.replace(m, old_logprobs=m.old_logprobs + 0.3 * torch.sin(m.labels.float()))
             for m in minibatch.microbatches
         ),
     )

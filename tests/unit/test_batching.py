@@ -91,9 +91,7 @@ def test_only_samples_with_a_gradient_are_needed_but_every_engine_stays_checked(
 def test_set_advantages_reaches_exactly_the_samples_tokens() -> None:
     samples = [sample(2, 3), sample(1, 2), sample(3, 1)]
     m = build_microbatch(samples, [2, 0])
-    batch = GlobalBatch(
-        minibatches=(Minibatch(microbatches=(m,), denominator=1.0, num_samples=3),)
-    )
+    batch = GlobalBatch(minibatches=(Minibatch(microbatches=(m,), denominator=1.0, num_samples=3),))
     changed = set_advantages(batch, torch.tensor([7.0, 8.0, 9.0]))
     values = changed.minibatches[0].microbatches[0].advantages
     assert values[m.loss_mask].tolist() == [9.0, 7.0, 7.0, 7.0]

@@ -91,7 +91,7 @@ def test_any_value_survives_yaml(dataset, names, lr, seed, shuffle):
 
 @pytest.mark.parametrize(
     "word",
-    ["no", "yes", "1e-6", "null", "~", "true", "1:30", "010", "", "#", "é \x85 è", "a\r\nb", "!x"],
+    ["no", "yes", "1e-6", "null", "~", "true", "1:30", "010", "", "#", "é\x85è", "a\r\nb", "!x"],
 )
 def test_words_that_yaml_mistakes_for_something_else_stay_text(word, tmp_path):
     config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, dataset=word))
@@ -103,7 +103,8 @@ def test_hand_written_yaml_reads_as_meant(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
         "kind: train\nname: x\nmodel: {path: m}\noptimizer: {lr: 1e-6, clip_grad: 2}\n"
-        "data: {template: no, shuffle: false}\nseed: 010\nevaluation: {datasets: [math500, aime24]}\n"
+        "data: {template: no, shuffle: false}\nseed: 010\n"
+        "evaluation: {datasets: [math500, aime24]}\n"
     )
     config = config_io.load_config(path)
     assert config.optimizer.lr == 1e-6

@@ -77,6 +77,8 @@ def test_transformers_reads_the_same_files(tmp_path: Path) -> None:
     write_hf_checkpoint(
         out, tensors.items(), max_shard_bytes=20000, copy_files=[tmp_path / "config.json"]
     )
+    # Without it transformers would build its default model, of many billion parameters.
+    assert json.loads((out / "config.json").read_text()) == config
     model = transformers.Qwen2ForCausalLM.from_pretrained(out, dtype=torch.float32)
     state = model.state_dict()
     assert set(state) == set(tensors) == set(mapping_for(config).hf_names())

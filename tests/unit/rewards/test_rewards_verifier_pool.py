@@ -267,7 +267,7 @@ def test_workers_end_with_the_pool(make_pool):
 
 
 def test_workers_die_with_their_parent(tmp_path):
-    """Killed without a chance to clean up, with one worker idle and one in the middle of an item."""
+    """Killed without a chance to clean up, one worker idle and one in the middle of an item."""
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(

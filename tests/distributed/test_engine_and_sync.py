@@ -1,0 +1,48 @@
+"""Real vLLM beside the real policy in the same ranks: one distribution, after every sync."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.engine_worker import LAYOUTS
+from tests.launch import REPOSITORY, torchrun
+
+WORKER = REPOSITORY / "tests" / "distributed" / "engine_worker.py"
+ENGINES = {1: ["tied"], 2: []}  # engine TP -> options
+
+
+@pytest.fixture(scope="module", params=list(ENGINES))
+def results(request: pytest.FixtureRequest, tmp_path_factory) -> dict[str, Any]:
+    out: Path = tmp_path_factory.mktemp("engine") / "results.json"
+    torchrun(2, WORKER, request.param, out, *ENGINES[request.param])
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_engine_and_policy_agree_after_every_sync(results, layout: str) -> None:
+    for sampled in results[layout]:
+        assert sampled["max_abs"] <= 1e-5
+        assert 0 <= sampled["kl"] <= 1e-9
+    assert results[f"{layout} stale"] > 1e-6  # the engine has a copy, not the policy's memory
+
+
+def test_the_same_weights_give_the_same_responses_in_every_layout(results) -> None:
+    """Seeds belong to responses: neither the layout nor the number of engines shows."""
+    first = results["dp2"][0]["tokens"]
+    assert len(first) == 32 and len({tuple(t) for t in first}) > 16
+    for layout in LAYOUTS:
+        assert results[layout][0]["tokens"] == first
+        assert results[layout][1]["tokens"] != first  # the second push brought other weights
+
+
+def test_nothing_is_generated_without_weights_or_under_another_version(results) -> None:
+    assert "no weights" in results["before the first push"]
+    assert "version 1 where version 0 was wanted" in results["tp2 wrong version"]
+
+
+def test_an_incomplete_or_repeated_push_fails_and_leaves_no_version(results) -> None:
+    assert "9 tensors missing, first model.layers.0.input_layernorm" in results["incomplete"]
+    assert "came twice" in results["repeated"]
+    assert results["incomplete version"] is None and results["repeated version"] is None
