@@ -56,7 +56,7 @@ EXTRAS = {
     "launch": [
         # 0.5 and later need leptonai, which pins prometheus-fastapi-instrumentator==7.0.0, and
         # vLLM 0.32 needs 8 or later: they cannot share an environment.
-        "nemo-run==0.4.0",  # recipes on local machines, Slurm and Kubernetes
+        "nemo-run==0.4.0"  # recipes on local machines, Slurm and Kubernetes
     ],
     "dev": [
         # With 9.2, xdist 3.8 silently ignores groups (pytest-dev/pytest-xdist issue 1386).

@@ -3,18 +3,14 @@
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from megatron_zero.config import (
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-)
+from megatron_zero.batching import Packing
+from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
+from megatron_zero.config_io import Config
 from megatron_zero.convert.families import family_for
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
@@ -24,9 +20,11 @@ from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.data.datasets import evaluation_data, load_rows
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.observability.environment import collect_environment
+from megatron_zero.observability.run_dir import RunDir, create_run_dir
 from megatron_zero.policy.forward import Objective
 from megatron_zero.policy.model import padded_vocab_size
-from megatron_zero.policy.parallel import Topology
+from megatron_zero.policy.parallel import Topology, initialize
 from megatron_zero.policy.policy import Policy
 from megatron_zero.types import Prompt
 
@@ -91,40 +89,81 @@ def write_model_files(
     config_path.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
 
 
+def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, dict[str, Any]]:
+    """Join the job, make the run directory and its model files; collective.
+
+    Returns:
+        Topology, run directory, tokenizer, and the completed HF config.
+
+    Raises:
+        ValueError: no such model or tokenizer, or the directory holds another run's results.
+    """
+    topology = initialize(config.parallel, seed=config.seed)
+    run_dir = RunDir.of(config)
+    tokenizer = load_tokenizer(config.model)
+    hf_config = complete_hf_config(config.model, tokenizer)
+    source = local_model_dir(config.model.path, topology) if config.model.path else None
+    if topology.rank == 0:
+        create_run_dir(config, resume=resume)
+        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
+    dist.barrier(group=topology.host_group)
+    return topology, run_dir, tokenizer, hf_config
+
+
 def build_policy(
-    model: ModelConfig,
+    config: Config,
     hf_config: dict[str, Any],
     topology: Topology,
     *,
-    parallel: ParallelConfig,
-    optimizer: OptimizerConfig,
     objective: Objective,
     num_optimizer_steps: int,
-    seed: int,
     temperature: float = 1.0,
     with_ref_policy: bool = False,
 ) -> Policy:
-    """The policy with its starting weights: a checkpoint's, or drawn from `seed`."""
-    mapping = Mapping(
-        family_for(hf_config),
-        hf_config,
-        padded_vocab_size(hf_config["vocab_size"], topology.tp_size),
-    )
-    source: TensorSource = RandomSource(mapping, seed)
-    if model.init == "pretrained":
-        source = SafetensorsSource(local_model_dir(model.path, topology))
+    """The policy with its starting weights: a checkpoint's, or drawn from the run's seed."""
+    padded = padded_vocab_size(hf_config["vocab_size"], topology.tp_size)
+    mapping = Mapping(family_for(hf_config), hf_config, padded)
+    source: TensorSource = RandomSource(mapping, config.seed)
+    if config.model.init == "pretrained":
+        source = SafetensorsSource(local_model_dir(config.model.path, topology))
     return Policy(
         hf_config,
         mapping,
         source,
         topology,
-        parallel=parallel,
-        optimizer=optimizer,
-        dtype=model.dtype,
+        parallel=config.parallel,
+        optimizer=config.optimizer,
+        dtype=config.model.dtype,
         objective=objective,
         num_optimizer_steps=num_optimizer_steps,
         temperature=temperature,
         with_ref_policy=with_ref_policy,
+    )
+
+
+def packing(parallel: ParallelConfig, topology: Topology, max_tokens: int) -> Packing:
+    """How this rank packs sequences; sequence parallelism needs lengths that TP divides."""
+    return Packing(
+        dp_rank=topology.dp_rank,
+        dp_size=topology.dp_size,
+        max_tokens=max_tokens,
+        alignment=topology.tp_size if parallel.sequence_parallel else 1,
+    )
+
+
+def report(config: Config, policy: Policy, run_dir: RunDir, **more: str) -> None:
+    """Say and record on what the run runs: layout, kernels, versions. Rank 0 only speaks."""
+    topology = policy.topology
+    if topology.rank:
+        return
+    kernels = policy.kernels() | more
+    environment = collect_environment(kernels, world_size=topology.world_size)
+    create_run_dir(config, resume=True, environment=environment)
+    print(
+        f"layout: TP {topology.tp_size} x PP {topology.pp_size} x DP {topology.dp_size}\n"
+        f"kernels: {', '.join(f'{name} {value}' for name, value in kernels.items())}\n"
+        f"run directory: {run_dir.path}",
+        flush=True,
     )
 
 
@@ -155,22 +194,15 @@ def build_evaluation_prompts(
     return prompts
 
 
-def export_hf(policy: Policy, model_files: Path, directory: Path, *, bucket_bytes: int) -> None:
-    """An HF checkpoint that transformers and vLLM load; collective, rank 0 writes.
-
-    Args:
-        model_files: config and tokenizer, from `write_model_files`.
-        directory: replaced when it exists.
-    """
+def export_hf(policy: Policy, run_dir: RunDir, step: int, *, bucket_bytes: int) -> None:
+    """An HF checkpoint `hf/step_*` that transformers and vLLM load; collective, rank 0 writes."""
+    directory = run_dir.hf(step)
     weights = policy.hf_weights(bucket_bytes=bucket_bytes)
     if policy.topology.rank == 0:
-        if directory.exists():
-            shutil.move(
-                directory, tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent)
-            )
-        write_hf_checkpoint(directory, weights, copy_files=sorted(model_files.iterdir()))
-        for replaced in directory.parent.glob(f".{directory.name}.*"):
-            shutil.rmtree(replaced)
+        if directory.exists():  # the same step of a run that was resumed at its end
+            shutil.rmtree(directory)
+        write_hf_checkpoint(directory, weights, copy_files=sorted(run_dir.model.iterdir()))
+        print(f"model: {directory}", flush=True)
     else:
         for _ in weights:  # the gathering of shards needs every rank
             pass

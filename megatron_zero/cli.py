@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from megatron_zero.config import check_layout
 from megatron_zero.config_io import Config, changed_settings, kind_of, load_config
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.launch_args import (
@@ -26,6 +25,7 @@ from megatron_zero.launch_args import (
     parse_args,
     user_errors,
 )
+from megatron_zero.layout import check_layout
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 
 

@@ -10,33 +10,16 @@ Written so that nemo-run can carry it: no `X | None`, tuples, enums or optional 
 Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace as replace
+
+from megatron_zero.checks import at_least, check_run, divides, fail, one_of
 
 CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}
 
 
-def fail(path: str, value: object, valid: str) -> None:
-    """Refuse one setting: every configuration error has this form."""
-    raise ValueError(f"{path}={value!r}: {valid}")
-
-
-def _at_least(section: object, prefix: str, bound: float, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        if value < bound:
-            fail(f"{prefix}.{name}", value, f"must be at least {bound}")
-
-
-def _one_of(section: object, prefix: str, name: str, valid: "list[str]") -> None:
-    value = getattr(section, name)
-    if value not in valid:
-        fail(f"{prefix}.{name}", value, f"must be one of {', '.join(valid)}")
-
-
 TEMPLATES = ["qwen_math", "r1", "no", "arithmetic"]
-ANSWER_FORMATS = ["boxed", "answer_tag"]
+ANSWER_FORMATS = ["", "boxed", "answer_tag"]
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -57,21 +40,11 @@ class ArchitectureConfig:
 
     def __post_init__(self) -> None:
         here = "model.architecture"
-        _at_least(self, here, 1, "hidden_size", "intermediate_size", "num_hidden_layers")
-        _at_least(self, here, 1, "num_attention_heads", "num_key_value_heads")
-        _at_least(self, here, 0, "vocab_size")
-        if self.hidden_size % self.num_attention_heads:
-            fail(
-                f"{here}.num_attention_heads",
-                self.num_attention_heads,
-                f"must divide hidden_size={self.hidden_size}",
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            fail(
-                f"{here}.num_key_value_heads",
-                self.num_key_value_heads,
-                f"must divide num_attention_heads={self.num_attention_heads}",
-            )
+        at_least(self, here, 1, "hidden_size", "intermediate_size", "num_hidden_layers")
+        at_least(self, here, 1, "num_attention_heads", "num_key_value_heads")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        divides(f"{here}.num_attention_heads", heads, self.hidden_size, "hidden_size")
+        divides(f"{here}.num_key_value_heads", kv_heads, heads, "num_attention_heads")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -85,12 +58,11 @@ class ModelConfig:
     dtype: str = "bf16"  # bf16 (float32 master weights) or fp32
 
     def __post_init__(self) -> None:
-        _one_of(self, "model", "init", ["pretrained", "random"])
-        _one_of(self, "model", "dtype", ["bf16", "fp32"])
-        if self.init == "pretrained" and not self.path:
-            fail("model.path", self.path, 'needed with model.init="pretrained"')
-        if not self.path and not self.tokenizer:
-            fail("model.tokenizer", self.tokenizer, "needed when model.path is empty")
+        one_of(self, "model", "init", ["pretrained", "random"])
+        one_of(self, "model", "dtype", ["bf16", "fp32"])
+        if not self.path and (self.init == "pretrained" or not self.tokenizer):
+            name = "path" if self.init == "pretrained" else "tokenizer"
+            fail(f"model.{name}", "", f"needed with model.init={self.init!r} and no model.path")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -102,7 +74,7 @@ class ArithmeticConfig:
     wrong_fraction: float = 0.5  # pretraining documents whose final answer is wrong
 
     def __post_init__(self) -> None:
-        _at_least(self, "arithmetic", 0, "min_operand")
+        at_least(self, "arithmetic", 0, "min_operand")
         if self.max_operand <= self.min_operand:
             fail("arithmetic.max_operand", self.max_operand, f"must be above {self.min_operand}")
         if not 0 <= self.wrong_fraction < 1:
@@ -125,9 +97,9 @@ class DataConfig:
     arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
 
     def __post_init__(self) -> None:
-        _one_of(self, "data", "template", TEMPLATES)
-        _at_least(self, "data", 1, "max_prompt_tokens")
-        _at_least(self, "data", 0, "max_prompts")
+        one_of(self, "data", "template", TEMPLATES)
+        at_least(self, "data", 1, "max_prompt_tokens")
+        at_least(self, "data", 0, "max_prompts")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -149,17 +121,13 @@ class RolloutConfig:
     sync_bucket_mib: int = 512  # bound on what a weight sync holds besides the two models
 
     def __post_init__(self) -> None:
-        _at_least(self, "rollout", 1, "num_prompts_per_step", "group_size", "max_response_tokens")
-        _at_least(self, "rollout", 1, "tensor_model_parallel_size", "max_num_sequences")
-        _at_least(self, "rollout", 1, "sync_bucket_mib")
+        at_least(self, "rollout", 1, "num_prompts_per_step", "group_size", "max_response_tokens")
+        at_least(self, "rollout", 1, "tensor_model_parallel_size", "max_num_sequences")
         if self.temperature <= 0:
             fail("rollout.temperature", self.temperature, "must be above 0: training samples")
         if self.top_p != 1.0:
-            fail(
-                "rollout.top_p",
-                self.top_p,
-                "must be 1: a truncated distribution is not the policy that is trained",
-            )
+            valid = "must be 1: a truncated distribution is not the policy that is trained"
+            fail("rollout.top_p", self.top_p, valid)
         if not 0 < self.gpu_memory_utilization <= 1:
             fail("rollout.gpu_memory_utilization", self.gpu_memory_utilization, "must be in (0, 1]")
         if self.kv_cache_gib <= 0:
@@ -176,10 +144,9 @@ class RewardConfig:
     memory_limit_mib: int = 1024  # address space a worker may add
 
     def __post_init__(self) -> None:
-        if self.answer_format:
-            _one_of(self, "reward", "answer_format", ANSWER_FORMATS)
-        _at_least(self, "reward", 1, "num_workers")
-        _at_least(self, "reward", 64, "memory_limit_mib")
+        one_of(self, "reward", "answer_format", ANSWER_FORMATS)
+        at_least(self, "reward", 1, "num_workers")
+        at_least(self, "reward", 64, "memory_limit_mib")
         if self.timeout_s <= 0:
             fail("reward.timeout_s", self.timeout_s, "must be above 0")
 
@@ -192,7 +159,7 @@ class AdvantageConfig:
     kl_reward_coef: float = 0.0  # KL to the reference policy subtracted from the reward
 
     def __post_init__(self) -> None:
-        _at_least(self, "advantage", 0, "kl_reward_coef")
+        at_least(self, "advantage", 0, "kl_reward_coef")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -208,9 +175,9 @@ class LossConfig:
     mask_truncated: bool = False  # truncated responses are not trained on, but count in every mean
 
     def __post_init__(self) -> None:
-        _one_of(self, "loss", "length_normalizer", ["constant", "response"])
-        _one_of(self, "loss", "kl_kind", ["k1", "k2", "k3"])
-        _at_least(self, "loss", 0, "clip_low", "clip_high", "kl_coef", "importance_cap")
+        one_of(self, "loss", "length_normalizer", ["constant", "response"])
+        one_of(self, "loss", "kl_kind", ["k1", "k2", "k3"])
+        at_least(self, "loss", 0, "clip_low", "clip_high", "kl_coef", "importance_cap")
         if self.clip_low >= 1:
             fail("loss.clip_low", self.clip_low, "must be below 1")
 
@@ -224,7 +191,7 @@ class BatchConfig:
     skip_zero_advantage: bool = True  # no pass over samples whose gradient is exactly zero
 
     def __post_init__(self) -> None:
-        _at_least(self, "batch", 1, "global_batch_size", "max_tokens_per_microbatch")
+        at_least(self, "batch", 1, "global_batch_size", "max_tokens_per_microbatch")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -238,8 +205,8 @@ class ParallelConfig:
     recompute: str = "none"  # none, selective (core attention) or full
 
     def __post_init__(self) -> None:
-        _at_least(self, "parallel", 1, "tensor_model_parallel_size", "pipeline_model_parallel_size")
-        _one_of(self, "parallel", "recompute", ["none", "selective", "full"])
+        at_least(self, "parallel", 1, "tensor_model_parallel_size", "pipeline_model_parallel_size")
+        one_of(self, "parallel", "recompute", ["none", "selective", "full"])
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             fail("parallel.sequence_parallel", True, "needs tensor_model_parallel_size above 1")
 
@@ -263,11 +230,11 @@ class OptimizerConfig:
     clip_grad: float = 1.0  # global norm; 0: off
 
     def __post_init__(self) -> None:
-        _one_of(self, "optimizer", "lr_schedule", ["constant", "linear", "cosine"])
-        _at_least(self, "optimizer", 0, "lr", "min_lr", "warmup_steps", "weight_decay", "clip_grad")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                fail(f"optimizer.{name}", getattr(self, name), "must be in [0, 1)")
+        one_of(self, "optimizer", "lr_schedule", ["constant", "linear", "cosine"])
+        at_least(self, "optimizer", 0, "lr", "min_lr", "warmup_steps", "weight_decay", "clip_grad")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= beta < 1:
+                fail(f"optimizer.{name}", beta, "must be in [0, 1)")
         if self.min_lr > self.lr:
             fail("optimizer.min_lr", self.min_lr, f"must be at most optimizer.lr={self.lr}")
 
@@ -295,9 +262,8 @@ class EvaluationConfig:
     max_response_tokens: int = 0  # 0: rollout.max_response_tokens
 
     def __post_init__(self) -> None:
-        _at_least(self, "evaluation", 0, "every_num_steps", "max_prompts", "temperature")
-        _at_least(self, "evaluation", 0, "max_response_tokens")
-        _at_least(self, "evaluation", 1, "num_samples")
+        at_least(self, "evaluation", 0, "every_num_steps", "max_prompts", "temperature")
+        at_least(self, "evaluation", 1, "num_samples")
         if self.num_samples > 1 and self.temperature == 0:
             fail("evaluation.num_samples", self.num_samples, "must be 1 when temperature is 0")
 
@@ -311,7 +277,7 @@ class CheckpointConfig:
     save_hf: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(self, "checkpoint", 0, "every_num_steps", "keep")
+        at_least(self, "checkpoint", 0, "every_num_steps", "keep")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -324,7 +290,7 @@ class LoggingConfig:
     rollouts_every_num_steps: int = 10  # rollouts written to the run directory; 0: never
 
     def __post_init__(self) -> None:
-        _at_least(self, "logging", 0, "rollouts_every_num_steps")
+        at_least(self, "logging", 0, "rollouts_every_num_steps")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -350,22 +316,15 @@ class RunConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        _check_run(self)
-        if self.responses_per_step % self.batch.global_batch_size:
-            fail(
-                "batch.global_batch_size",
-                self.batch.global_batch_size,
-                f"must divide rollout.num_prompts_per_step * rollout.group_size = "
-                f"{self.responses_per_step}",
-            )
-        longest = self.data.max_prompt_tokens + self.rollout.max_response_tokens
-        if self.batch.max_tokens_per_microbatch < longest:
-            fail(
-                "batch.max_tokens_per_microbatch",
-                self.batch.max_tokens_per_microbatch,
-                f"must hold the longest sample: data.max_prompt_tokens + "
-                f"rollout.max_response_tokens = {longest}",
-            )
+        check_run(self)
+        what = "rollout.num_prompts_per_step * rollout.group_size"
+        size = self.batch.global_batch_size
+        divides("batch.global_batch_size", size, self.responses_per_step, what)
+        budget = self.batch.max_tokens_per_microbatch
+        if budget < self.max_sample_tokens:
+            what = "data.max_prompt_tokens + rollout.max_response_tokens"
+            valid = f"must hold the longest sample: {what} = {self.max_sample_tokens}"
+            fail("batch.max_tokens_per_microbatch", budget, valid)
         if self.advantage.normalize_std and self.rollout.group_size < 2:
             fail("advantage.normalize_std", True, "needs rollout.group_size of at least 2")
 
@@ -374,8 +333,11 @@ class RunConfig:
         return self.rollout.num_prompts_per_step * self.rollout.group_size
 
     @property
-    def num_optimizer_steps(self) -> int:
-        """Optimizer steps per rollout."""
+    def max_sample_tokens(self) -> int:
+        return self.data.max_prompt_tokens + self.rollout.max_response_tokens
+
+    @property
+    def num_optimizer_steps(self) -> int:  # per rollout
         return self.responses_per_step // self.batch.global_batch_size
 
     @property
@@ -384,14 +346,12 @@ class RunConfig:
 
     @property
     def max_evaluation_tokens(self) -> int:
-        """Response tokens in an evaluation."""
         return self.evaluation.max_response_tokens or self.rollout.max_response_tokens
 
     @property
     def answer_format(self) -> str:
-        if self.reward.answer_format:
-            return self.reward.answer_format
-        return "answer_tag" if self.data.template == "r1" else "boxed"
+        of_template = "answer_tag" if self.data.template == "r1" else "boxed"
+        return self.reward.answer_format or of_template
 
     @property
     def run_dir(self) -> str:
@@ -409,8 +369,8 @@ class DocumentsConfig:
     arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
 
     def __post_init__(self) -> None:
-        _at_least(self, "documents", 2, "sequence_length")
-        _at_least(self, "documents", 1, "sequences_per_step")
+        at_least(self, "documents", 2, "sequence_length")
+        at_least(self, "documents", 1, "sequences_per_step")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -430,107 +390,11 @@ class PretrainConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
-        _check_run(self)
+        check_run(self)
         if self.max_tokens_per_microbatch < self.documents.sequence_length:
-            fail(
-                "max_tokens_per_microbatch",
-                self.max_tokens_per_microbatch,
-                f"must hold documents.sequence_length={self.documents.sequence_length}",
-            )
+            valid = f"must hold documents.sequence_length={self.documents.sequence_length}"
+            fail("max_tokens_per_microbatch", self.max_tokens_per_microbatch, valid)
 
     @property
     def run_dir(self) -> str:
         return f"{self.runs_dir}/{self.name}"
-
-
-def _check_run(config: Any) -> None:
-    if not config.name or "/" in config.name or config.name.startswith("."):
-        fail("name", config.name, "must be a plain folder name")
-    if config.num_steps < 1:
-        fail("num_steps", config.num_steps, "must be at least 1")
-    if config.seed < 0:
-        fail("seed", config.seed, "must be at least 0")
-
-
-def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
-    """Number of data-parallel replicas of `parallel` in a world of `world_size` processes."""
-    if world_size % parallel.model_parallel_size:
-        fail(
-            "parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size",
-            parallel.model_parallel_size,
-            f"must divide the number of processes, {world_size}",
-        )
-    return world_size // parallel.model_parallel_size
-
-
-def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> None:
-    """Refuse a layout that cannot run: called before any process group exists.
-
-    Args:
-        config: a `RunConfig` or `PretrainConfig`.
-        hf_config: the model's `config.json`.
-        world_size: number of processes of the job.
-
-    Raises:
-        ValueError: with the setting's path, its value and what would be valid.
-    """
-    parallel = config.parallel
-    tp_size, pp_size = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    dp_size = data_parallel_size(parallel, world_size)
-    heads, layers = hf_config["num_attention_heads"], hf_config["num_hidden_layers"]
-    kv_heads = hf_config.get("num_key_value_heads") or heads
-    tp_path = "parallel.tensor_model_parallel_size"
-    if heads % tp_size:
-        fail(tp_path, tp_size, f"must divide the model's {heads} attention heads")
-    if kv_heads % tp_size and tp_size % kv_heads:
-        fail(tp_path, tp_size, f"must divide, or be a multiple of, the model's {kv_heads} KV heads")
-    if hf_config["intermediate_size"] % tp_size:
-        fail(tp_path, tp_size, f"must divide intermediate_size={hf_config['intermediate_size']}")
-    if layers % pp_size:
-        fail(
-            "parallel.pipeline_model_parallel_size",
-            pp_size,
-            f"must divide the model's {layers} layers",
-        )
-    if isinstance(config, RunConfig):
-        _check_rollout_layout(config, hf_config, world_size, dp_size)
-    elif config.documents.sequences_per_step % dp_size:
-        fail(
-            "documents.sequences_per_step",
-            config.documents.sequences_per_step,
-            f"must be a multiple of the data-parallel size, {dp_size}",
-        )
-
-
-def _check_rollout_layout(
-    config: RunConfig, hf_config: "dict[str, Any]", world_size: int, dp_size: int
-) -> None:
-    engine_tp = config.rollout.tensor_model_parallel_size
-    engine_path = "rollout.tensor_model_parallel_size"
-    if world_size % engine_tp:
-        fail(engine_path, engine_tp, f"must divide the number of processes, {world_size}")
-    if hf_config["num_attention_heads"] % engine_tp:
-        fail(
-            engine_path,
-            engine_tp,
-            f"must divide the model's {hf_config['num_attention_heads']} attention heads",
-        )
-    if config.batch.global_batch_size % dp_size:
-        fail(
-            "batch.global_batch_size",
-            config.batch.global_batch_size,
-            f"must be a multiple of the data-parallel size, {dp_size}",
-        )
-    longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    positions = hf_config.get("max_position_embeddings", longest)
-    if longest > positions:
-        fail(
-            "data.max_prompt_tokens + rollout.max_response_tokens",
-            longest,
-            f"must be at most the model's max_position_embeddings={positions}",
-        )
-
-
-def replace(config: Any, **changes: Any) -> Any:
-    """`dataclasses.replace` under the name the recipes use."""
-    return dataclasses.replace(config, **changes)

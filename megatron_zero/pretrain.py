@@ -9,9 +9,10 @@ model. The same model, schedule, optimizer and checkpoints as in `train.py`, wit
 import sys
 from collections.abc import Sequence
 
-from megatron_zero.config import PretrainConfig, check_layout
+from megatron_zero.config import PretrainConfig
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.launch_args import parse_args, user_errors, world_size
+from megatron_zero.layout import check_layout
 
 MIB = 1024**2
 
@@ -23,81 +24,54 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
         ValueError: the configuration cannot work with this model, these documents or this folder.
         FloatingPointError: a gradient is not finite.
     """
-    import torch.distributed as dist
-
     from megatron_zero import build
-    from megatron_zero.batching import Packing, build_document_minibatch
+    from megatron_zero.batching import build_document_minibatch
     from megatron_zero.data.documents import DocumentStream
     from megatron_zero.observability.console import PRETRAIN_COLUMNS
-    from megatron_zero.observability.environment import collect_environment
-    from megatron_zero.observability.run_dir import RunDir, create_run_dir
     from megatron_zero.observability.sinks import make_sinks, read_metrics
     from megatron_zero.observability.summary import print_summary
     from megatron_zero.observability.timers import Timers
     from megatron_zero.policy import checkpoint
     from megatron_zero.policy.forward import next_token_objective
-    from megatron_zero.policy.parallel import initialize
 
-    topology = initialize(config.parallel, seed=config.seed)
-    run_dir, timers = RunDir.of(config), Timers()
-    tokenizer = build.load_tokenizer(config.model)
-    hf_config = build.complete_hf_config(config.model, tokenizer)
-    documents = DocumentStream(config.documents, tokenizer, config.seed)
-    model_files = run_dir.path / "model"
-    source = build.local_model_dir(config.model.path, topology) if config.model.path else None
-    if topology.rank == 0:
-        create_run_dir(config, resume=resume)
-        build.write_model_files(model_files, config.model, hf_config, tokenizer, source)
-    dist.barrier(group=topology.host_group)
+    topology, run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+    documents, timers = DocumentStream(config.documents, tokenizer, config.seed), Timers()
     policy = build.build_policy(
-        config.model,
+        config,
         hf_config,
         topology,
-        parallel=config.parallel,
-        optimizer=config.optimizer,
         objective=next_token_objective,
         num_optimizer_steps=config.num_steps,
-        seed=config.seed,
     )
-    start_step = 0
-    if resume and (steps := checkpoint.saved_steps(run_dir.checkpoints)):
-        start_step = int(checkpoint.load(run_dir.checkpoint(steps[-1]), policy)["step"])
-    if topology.rank == 0:
-        environment = collect_environment(policy.kernels(), world_size=topology.world_size)
-        create_run_dir(config, resume=True, environment=environment)
-        print("kernels: " + ", ".join(f"{k} {v}" for k, v in policy.kernels().items()), flush=True)
-    packing = Packing(
-        dp_rank=topology.dp_rank,
-        dp_size=topology.dp_size,
-        max_tokens=config.max_tokens_per_microbatch,
-        alignment=topology.tp_size if config.parallel.sequence_parallel else 1,
-    )
-    with make_sinks(
+    state = checkpoint.load_latest(run_dir.checkpoints, policy) if resume else None
+    start_step = state["step"] if state else 0
+    build.report(config, policy, run_dir)
+    packing = build.packing(config.parallel, topology, config.max_tokens_per_microbatch)
+    sinks = make_sinks(
         config.logging,
         run_dir,
         topology.rank,
         name=config.name,
         num_steps=config.num_steps,
-        start_step=start_step + 1,
+        start_step=start_step + 1 if start_step else 0,
         columns=PRETRAIN_COLUMNS,
-    ) as sinks:
+    )
+    with sinks:
         for step in range(start_step, config.num_steps):
             with timers("step"):
                 minibatch = build_document_minibatch(documents.sequences(step), packing)
                 metrics = policy.forward_backward(minibatch).values
-                metrics = metrics | policy.optimizer_step().values
-            times = timers.pop()
+                metrics |= policy.optimizer_step().values
+            done, times = step + 1, timers.pop()
             speed = metrics["policy/tokens"] / times["time/step_s"]
-            sinks.log(step + 1, {**metrics, **times, "throughput/tokens_per_s": speed})
+            sinks.log(done, {**metrics, **times, "throughput/tokens_per_s": speed})
             every = config.checkpoint.every_num_steps
-            if step + 1 == config.num_steps or (every and (step + 1) % every == 0):
-                state = {"step": step + 1}
-                checkpoint.save(run_dir.checkpoint(step + 1), policy, state)
-                if topology.rank == 0:
-                    checkpoint.prune(run_dir.checkpoints, keep=config.checkpoint.keep)
+            if done == config.num_steps or (every and done % every == 0):
+                checkpoint.save_and_prune(
+                    run_dir.checkpoint(done), policy, {"step": done}, keep=config.checkpoint.keep
+                )
     if config.checkpoint.save_hf:
-        directory = run_dir.hf(config.num_steps)
-        build.export_hf(policy, model_files, directory, bucket_bytes=512 * MIB)
+        build.export_hf(policy, run_dir, config.num_steps, bucket_bytes=512 * MIB)
     if topology.rank == 0:
         print_summary(read_metrics(run_dir.metrics))
 

@@ -10,19 +10,8 @@ from contextlib import ExitStack
 from statistics import fmean
 
 import torch
-import torch.distributed as dist
 
-from megatron_zero.batching import Packing
-from megatron_zero.build import (
-    build_evaluation_prompts,
-    build_policy,
-    build_prompt_cursor,
-    complete_hf_config,
-    export_hf,
-    load_tokenizer,
-    local_model_dir,
-    write_model_files,
-)
+from megatron_zero import build
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
 from megatron_zero.data.templates import stop_strings
@@ -30,15 +19,13 @@ from megatron_zero.determinism import sample_seed
 from megatron_zero.evaluate import evaluate, evaluation_metrics, evaluation_record
 from megatron_zero.grading import Grader
 from megatron_zero.objective import describe_objective
-from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.rollouts import write_rollouts
-from megatron_zero.observability.run_dir import RunDir, create_run_dir, write_atomically
+from megatron_zero.observability.run_dir import write_atomically
 from megatron_zero.observability.sinks import make_sinks, read_metrics
 from megatron_zero.observability.summary import print_summary
 from megatron_zero.observability.timers import Timers
 from megatron_zero.policy import checkpoint
 from megatron_zero.policy.forward import policy_objective
-from megatron_zero.policy.parallel import initialize
 from megatron_zero.rewards.verifier_pool import VerifierPool
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
@@ -61,59 +48,59 @@ class Session:
             ValueError: the model, the data or the run directory do not fit the configuration.
         """
         self.config = config
-        self.topology = initialize(config.parallel, seed=config.seed)
-        self.run_dir = RunDir.of(config)
         self._exit = ExitStack()
         self.timers = Timers()
-        self._start(resume)
-
-    def _start(self, resume: bool) -> None:
-        config, topology = self.config, self.topology
-        is_first = topology.rank == 0
-        tokenizer = load_tokenizer(config.model)
-        hf_config = complete_hf_config(config.model, tokenizer)
-        self._evaluation_prompts = build_evaluation_prompts(config, hf_config, tokenizer)
-        self.prompts = build_prompt_cursor(config, tokenizer)
-        self.packing = Packing(
-            dp_rank=topology.dp_rank,
-            dp_size=topology.dp_size,
-            max_tokens=config.batch.max_tokens_per_microbatch,
-            alignment=topology.tp_size if config.parallel.sequence_parallel else 1,
+        self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+        self._evaluation_prompts = build.build_evaluation_prompts(config, hf_config, tokenizer)
+        self._evaluated: set[int] = set()
+        self.prompts = build.build_prompt_cursor(config, tokenizer)
+        self.packing = build.packing(
+            config.parallel, self.topology, config.batch.max_tokens_per_microbatch
         )
-        self._model_files = self.run_dir.path / "model"
-        if is_first:
-            create_run_dir(config, resume=resume)
-            source = local_model_dir(config.model.path, topology) if config.model.path else None
-            write_model_files(self._model_files, config.model, hf_config, tokenizer, source)
-        elif config.model.path:
-            local_model_dir(config.model.path, topology)
-        dist.barrier(group=topology.host_group)
+        self._build_engine()
+        self.policy = build.build_policy(
+            config,
+            hf_config,
+            self.topology,
+            objective=policy_objective(config.loss),
+            num_optimizer_steps=config.num_steps * config.num_optimizer_steps,
+            temperature=config.rollout.temperature,
+            with_ref_policy=config.needs_ref_policy,
+        )
+        self.weight_sync = ColocatedWeightSync(
+            self.engine, self.policy.mapping.hf_names(), self.topology.host_group
+        )
+        self.start_step = self._load_checkpoint() if resume else 0
+        if self.topology.rank == 0:
+            print(describe_objective(config))
+        engines = f"{type(self.engine).__name__} x {self.engine.num_engines}"
+        build.report(config, self.policy, self.run_dir, engine=engines)
+        self._sinks = self._exit.enter_context(
+            make_sinks(
+                config.logging,
+                self.run_dir,
+                self.topology.rank,
+                name=config.name,
+                num_steps=config.num_steps,
+                start_step=self.start_step + 1 if self.start_step else 0,
+                settings=to_dict(config),
+            )
+        )
+
+    def _build_engine(self) -> None:
+        """Engine, sampler, verifier; before the policy, which is built in what memory is left."""
+        config, topology = self.config, self.topology
         self.engine = VllmEngine(
-            str(self._model_files),
+            str(self.run_dir.model),
             config.rollout,
-            tokenizer=str(self._model_files),
+            tokenizer=str(self.run_dir.model),
             dtype=config.model.dtype,
             max_model_len=self._max_model_len(),
             rank=topology.rank,
             world_size=topology.world_size,
         )
-        self.engine.sleep()  # the policy is built in the memory that is left
-        self.policy = build_policy(
-            config.model,
-            hf_config,
-            topology,
-            parallel=config.parallel,
-            optimizer=config.optimizer,
-            objective=policy_objective(config.loss),
-            num_optimizer_steps=config.num_steps * config.num_optimizer_steps,
-            seed=config.seed,
-            temperature=config.rollout.temperature,
-            with_ref_policy=config.needs_ref_policy,
-        )
+        self.engine.sleep()
         self.sampler = Sampler(self.engine, topology.host_group)
-        self.weight_sync = ColocatedWeightSync(
-            self.engine, self.policy.mapping.hf_names(), topology.host_group
-        )
         pool = VerifierPool(
             config.answer_format,
             num_workers=config.reward.num_workers,
@@ -121,21 +108,6 @@ class Session:
             memory_limit_mib=config.reward.memory_limit_mib,
         )
         self.grader = Grader(self._exit.enter_context(pool), topology.host_group)
-        self.start_step = self._load_checkpoint() if resume else 0
-        self._evaluated: dict[int, dict[str, float]] = {}
-        if is_first:
-            self._report()
-        self._sinks = self._exit.enter_context(
-            make_sinks(
-                config.logging,
-                self.run_dir,
-                topology.rank,
-                name=config.name,
-                num_steps=config.num_steps,
-                start_step=self.start_step + 1,
-                settings=to_dict(config),
-            )
-        )
 
     def __enter__(self) -> "Session":
         return self
@@ -151,20 +123,6 @@ class Session:
             config.data.max_prompt_tokens + config.rollout.max_response_tokens,
             max(lengths, default=0) + config.max_evaluation_tokens,
         )
-
-    def _report(self) -> None:
-        """What will run and on what, before it runs."""
-        kernels = self.policy.kernels() | {"engine": type(self.engine).__name__}
-        environment = collect_environment(kernels, world_size=self.topology.world_size)
-        create_run_dir(self.config, resume=True, environment=environment)
-        print(describe_objective(self.config))
-        t = self.topology
-        print(
-            f"layout: TP {t.tp_size} x PP {t.pp_size} x DP {t.dp_size}, "
-            f"{self.engine.num_engines} rollout engine(s)"
-        )
-        print("kernels: " + ", ".join(f"{name} {value}" for name, value in kernels.items()))
-        print(f"run directory: {self.run_dir.path}", flush=True)
 
     def sample(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
         """A group of responses to every prompt, from the weights of version `step`."""
@@ -215,8 +173,8 @@ class Session:
                 self.grader,
                 policy_version=done,
             )
-        self._evaluated[done] = evaluation_metrics(results)
-        self._sinks.log(done, self._evaluated[done] | self.timers.pop())
+        self._evaluated.add(done)
+        self._sinks.log(done, evaluation_metrics(results) | self.timers.pop())
         if self.topology.rank == 0:
             write_atomically(self.run_dir.evaluation(done), evaluation_record(results).encode())
 
@@ -234,21 +192,18 @@ class Session:
 
     def save_checkpoint(self, done: int) -> None:
         """A sharded checkpoint after `done` steps; older ones go as `checkpoint.keep` says."""
-        directory = self.run_dir.checkpoint(done)
-        if done in checkpoint.saved_steps(self.run_dir.checkpoints):
-            return
-        checkpoint.save(
-            directory, self.policy, {"step": done, "prompts": self.prompts.state_dict()}
+        checkpoint.save_and_prune(
+            self.run_dir.checkpoint(done),
+            self.policy,
+            {"step": done, "prompts": self.prompts.state_dict()},
+            keep=self.config.checkpoint.keep,
         )
-        if self.topology.rank == 0:
-            checkpoint.prune(self.run_dir.checkpoints, keep=self.config.checkpoint.keep)
 
     def _load_checkpoint(self) -> int:
         """The step to go on from: the last complete checkpoint's, or 0."""
-        steps = checkpoint.saved_steps(self.run_dir.checkpoints)
-        if not steps:
+        state = checkpoint.load_latest(self.run_dir.checkpoints, self.policy)
+        if state is None:
             return 0
-        state = checkpoint.load(self.run_dir.checkpoint(steps[-1]), self.policy)
         self.prompts.load_state_dict(state["prompts"])
         return int(state["step"])
 
@@ -260,17 +215,11 @@ class Session:
         self.save_checkpoint(done)
         if self.config.checkpoint.save_hf:
             self.engine.sleep()
-            export_hf(
-                self.policy,
-                self._model_files,
-                self.run_dir.hf(done),
-                bucket_bytes=self.config.rollout.sync_bucket_mib * MIB,
-            )
+            bucket_bytes = self.config.rollout.sync_bucket_mib * MIB
+            build.export_hf(self.policy, self.run_dir, done, bucket_bytes=bucket_bytes)
         self._sinks.close()
         if self.topology.rank == 0:
             print_summary(read_metrics(self.run_dir.metrics))
-            if self.config.checkpoint.save_hf:
-                print(f"model: {self.run_dir.hf(done)}")
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

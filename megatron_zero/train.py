@@ -10,9 +10,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from megatron_zero.config import MismatchConfig, RunConfig, check_layout
+from megatron_zero.config import MismatchConfig, RunConfig
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.launch_args import parse_args, user_errors, world_size
+from megatron_zero.layout import check_layout
 
 logger = logging.getLogger(__name__)
 

@@ -51,10 +51,7 @@ def _qwen2_5_math(*, name: str, path: str, dataset: str, num_steps: int) -> RunC
 def qwen2_5_math_1_5b() -> RunConfig:
     """Qwen2.5-Math-1.5B on the 12,000 MATH problems; 20 epochs of prompts are 1,875 steps."""
     return _qwen2_5_math(
-        name="qwen2_5_math_1_5b",
-        path="Qwen/Qwen2.5-Math-1.5B",
-        dataset="math_12k",
-        num_steps=1875,
+        name="qwen2_5_math_1_5b", path="Qwen/Qwen2.5-Math-1.5B", dataset="math_12k", num_steps=1875
     )
 
 

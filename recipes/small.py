@@ -55,8 +55,10 @@ def quickstart() -> RunConfig:
             num_prompts_per_step=16, group_size=8, max_response_tokens=96, kv_cache_gib=0.25
         ),
         batch=BatchConfig(global_batch_size=128, max_tokens_per_microbatch=8192),
-        optimizer=OptimizerConfig(lr=3e-4),
-        evaluation=EvaluationConfig(datasets=["arithmetic_heldout"], every_num_steps=25),
+        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=5),
+        evaluation=EvaluationConfig(
+            datasets=["arithmetic_heldout"], every_num_steps=25, num_samples=2, temperature=1.0
+        ),
         logging=LoggingConfig(rollouts_every_num_steps=25),
     )
 

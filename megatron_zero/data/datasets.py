@@ -23,13 +23,7 @@ from typing import Any, Optional
 
 from megatron_zero.config import DataConfig, fail, replace
 from megatron_zero.data import arithmetic
-from megatron_zero.data.tables import (
-    FILE_SUFFIXES,
-    Table,
-    dataset_table,
-    did_you_mean,
-    open_table,
-)
+from megatron_zero.data.tables import FILE_SUFFIXES, Table, dataset_table, did_you_mean, open_table
 
 logger = logging.getLogger(__name__)
 

@@ -111,7 +111,7 @@ class ConsoleSink:
         self._live = None
         if self._console.is_terminal:
             self._live = Live(self._panel(), console=self._console, auto_refresh=False)
-            self._live.start()
+            self._live.start(refresh=True)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show the values after `step` steps; an evaluation alone does not count as a step."""

@@ -59,6 +59,11 @@ class RunDir:
         return self.path / "report.html"
 
     @property
+    def model(self) -> Path:
+        """Config and tokenizer without weights: what the engine starts from."""
+        return self.path / "model"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

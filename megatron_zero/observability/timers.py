@@ -15,8 +15,6 @@ from contextlib import contextmanager
 
 import torch
 
-from megatron_zero.observability.metrics import Metric
-
 
 def synchronize() -> None:
     """Wait for the accelerator, where one is present and in use."""
@@ -28,9 +26,7 @@ class Timers:
     """Seconds per phase since the last `pop`; a phase that is entered twice adds up."""
 
     def __init__(
-        self,
-        clock: Callable[[], float] = time.perf_counter,
-        wait: Callable[[], None] = synchronize,
+        self, clock: Callable[[], float] = time.perf_counter, wait: Callable[[], None] = synchronize
     ) -> None:
         self._clock, self._wait = clock, wait
         self._seconds: dict[str, float] = {}
@@ -51,7 +47,3 @@ class Timers:
         """`time/<phase>_s` -> seconds of this rank, and start again from nothing."""
         seconds, self._seconds = self._seconds, {}
         return {f"time/{phase}_s": value for phase, value in seconds.items()}
-
-    def pop_metrics(self) -> dict[str, Metric]:
-        """`pop` as metrics; over ranks, the slowest counts."""
-        return {name: Metric.max(value) for name, value in self.pop().items()}

@@ -7,7 +7,7 @@ nobody looks for and renamed when every rank is done, so a directory with a step
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch.distributed as dist
 
@@ -56,10 +56,7 @@ def save(directory: Path, policy: Policy, loop_state: dict[str, Any]) -> None:
     state["scheduler"] = policy.scheduler.state_dict()
     content = {k: v for k, v in _metadata(policy).items() if k != "dp_cp_group"}
     dist_checkpointing.save(
-        state,
-        str(partial),
-        TorchDistSaveShardedStrategy("torch_dist", 1),
-        content_metadata=content,
+        state, str(partial), TorchDistSaveShardedStrategy("torch_dist", 1), content_metadata=content
     )
     dist.barrier(group=policy.topology.host_group)
     if dist.get_rank() == 0:
@@ -87,6 +84,22 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
     policy.scheduler.load_state_dict(state["scheduler"])
     loop_state: dict[str, Any] = state["loop"]
     return loop_state
+
+
+def load_latest(checkpoints: Path, policy: Policy) -> Optional[dict[str, Any]]:
+    """Restore the newest complete checkpoint of a folder; None where there is none."""
+    steps = saved_steps(checkpoints)
+    return load(checkpoints / f"step_{steps[-1]:06d}", policy) if steps else None
+
+
+def save_and_prune(
+    directory: Path, policy: Policy, loop_state: dict[str, Any], *, keep: int
+) -> None:
+    """`save` unless it is there already, then remove all but the newest `keep`; collective."""
+    if not directory.exists():
+        save(directory, policy, loop_state)
+    if policy.topology.rank == 0:
+        prune(directory.parent, keep=keep)
 
 
 def saved_steps(checkpoints: Path) -> list[int]:

@@ -25,8 +25,7 @@ def wrap_model(
 ) -> DistributedDataParallel:
     """The model with gradient buffers that are summed over data parallelism in float32."""
     ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.use_distributed_optimizer
     )
     return DistributedDataParallel(config, ddp_config, model)
 

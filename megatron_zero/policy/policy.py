@@ -13,12 +13,7 @@ from megatron_zero.config import OptimizerConfig, ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.policy import forward, hf_weights
-from megatron_zero.policy.model import (
-    DTYPES,
-    build_model,
-    layer_implementation,
-    transformer_config,
-)
+from megatron_zero.policy.model import DTYPES, build_model, layer_implementation, transformer_config
 from megatron_zero.policy.optimizer import (
     adam_implementation,
     build_optimizer,

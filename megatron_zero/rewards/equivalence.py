@@ -206,9 +206,7 @@ def _same_relation(given: Node, expected: Node) -> bool:
     signs = str(given.value).split()
     if all(sign in _MIRRORED for sign in signs):
         mirrored = Node(
-            "relation",
-            given.args[::-1],
-            " ".join(_MIRRORED[sign] for sign in reversed(signs)),
+            "relation", given.args[::-1], " ".join(_MIRRORED[sign] for sign in reversed(signs))
         )
         if mirrored.value == expected.value and _same_in_order(mirrored, expected):
             return True

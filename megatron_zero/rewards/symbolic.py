@@ -270,9 +270,10 @@ def _num_terms(expr: sympy.Basic) -> int:
 
 def _differ_somewhere(first: sympy.Expr, second: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
     """Whether the values at fixed points differ; False when they agree or cannot be computed."""
+    # Odd numbers, since evalf gives large nonsense, not infinity, where a denominator vanishes.
     points = (
-        {symbol: sympy.Rational(sympy.prime(i + 3), 4) for i, symbol in enumerate(symbols)},
-        {symbol: sympy.Rational(3, sympy.prime(i + 4)) for i, symbol in enumerate(symbols)},
+        {symbol: sympy.Rational(sympy.prime(170 + 7 * i), 811) for i, symbol in enumerate(symbols)},
+        {symbol: sympy.Rational(sympy.prime(90 + 5 * i), 1009) for i, symbol in enumerate(symbols)},
     )
     for point in points:
         try:

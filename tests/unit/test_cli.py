@@ -130,7 +130,7 @@ def test_resume_of_another_kind_is_refused(executed, capsys):
         (["train", "small.yaml", "--nproc", "-1"], "--nproc=-1: must be at least 1"),
         (
             ["train", "small.yaml", "--nproc", "3", "parallel.tensor_model_parallel_size=3"],
-            "parallel.tensor_model_parallel_size=3: must divide the model's 4 attention heads",
+            "parallel.tensor_model_parallel_size=3: must divide the model's attention heads=4",
         ),
         (
             ["train", "small.yaml", "--nproc", "3"],

@@ -6,6 +6,7 @@ breaks the rule, so that a checker which finds nothing is known to be able to fi
 """
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Rows of the architecture, lowest first: a unit may import those of lower rows. A unit is a module
 # or package right under megatron_zero; whatever is not named here is composition, the top row.
 VOCABULARY = ["types", "config", "config_io", "strict_yaml", "hf_config", "objective"]
-VOCABULARY += ["determinism"]
+VOCABULARY += ["determinism", "checks", "layout"]
 PURE = ["rewards", "advantages", "batching", "losses", "convert", "analysis", "plan"]
 HEAVY = ["rollout", "policy", "weight_sync", "data", "observability", "report"]
 # Within these rows units do not import one another, but for the exceptions.
@@ -34,18 +35,21 @@ OWNERS = {
 }
 PARALLEL_STATE_OWNER = "megatron_zero/policy/parallel.py"
 
+# The library is counted with comments and docstrings, without blank lines.
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_LIBRARY_LINES = 400, 60, 9000
 LOOPS = {("megatron_zero/train.py", "train"), ("megatron_zero/train_async.py", "train_async")}
 
 
 def project_sources() -> dict[str, str]:
     """Path relative to the root -> text, of everything that is not a test."""
-    paths = [
-        path
-        for folder in ("megatron_zero", "recipes", "tools", "launchers", "benchmarks")
-        for path in sorted((ROOT / folder).rglob("*.py"))
-    ]
-    return {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    sources = {}
+    for top in ("megatron_zero", "recipes", "tools", "launchers", "benchmarks"):
+        for folder, subfolders, names in os.walk(ROOT / top):
+            # Not into .venv or the like: other people's code.
+            subfolders[:] = [name for name in sorted(subfolders) if not name.startswith(".")]
+            for path in (Path(folder, name) for name in sorted(names) if name.endswith(".py")):
+                sources[path.relative_to(ROOT).as_posix()] = path.read_text()
+    return sources
 
 
 def imported_names(path: str, source: str) -> Iterator[tuple[int, str]]:
@@ -117,6 +121,7 @@ def oversized(sources: dict[str, str]) -> list[str]:
     """Files, functions and a library that have grown too long to read."""
     found = []
     lengths = {path: len(source.splitlines()) for path, source in sources.items()}
+    filled = {path: sum(map(bool, source.split("\n"))) for path, source in sources.items()}
     for path, source in sources.items():
         if lengths[path] > MAX_FILE_LINES:
             found.append(f"{path}: {lengths[path]} lines, more than {MAX_FILE_LINES}")
@@ -126,7 +131,7 @@ def oversized(sources: dict[str, str]) -> list[str]:
             length = node.end_lineno - node.lineno + 1
             if length > MAX_FUNCTION_LINES and (path, node.name) not in LOOPS:
                 found.append(f"{path}: {node.name}: {length} lines, more than {MAX_FUNCTION_LINES}")
-    library = sum(n for path, n in lengths.items() if path.startswith("megatron_zero/"))
+    library = sum(n for path, n in filled.items() if path.startswith("megatron_zero/"))
     if library > MAX_LIBRARY_LINES:
         found.append(f"megatron_zero: {library} lines, more than {MAX_LIBRARY_LINES}")
     return found
@@ -188,7 +193,7 @@ def test_oversized_code_is_found():
     assert len(oversized({"megatron_zero/losses.py": long_function})) == 1
     assert oversized({"megatron_zero/train.py": long_function}) == []
     assert len(oversized({"tools/x.py": "\n" * (MAX_FILE_LINES + 1)})) == 1
-    many = {f"megatron_zero/m{i}.py": "\n" * MAX_FILE_LINES for i in range(23)}
+    many = {f"megatron_zero/m{i}.py": "x\n" * MAX_FILE_LINES for i in range(23)}
     assert len(oversized(many)) == 1
 
 

@@ -77,11 +77,7 @@ QWEN2 = Family(
     # Tied: with several pipeline stages the last one holds a copy of the embedding.
     tied_rules=(
         Rule(
-            megatron="output_layer.weight",
-            hf=(EMBEDDING,),
-            kind="vocab",
-            tp_dim=0,
-            exported=False,
+            megatron="output_layer.weight", hf=(EMBEDDING,), kind="vocab", tp_dim=0, exported=False
         ),
     ),
     untied_rules=(

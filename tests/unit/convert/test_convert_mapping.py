@@ -64,13 +64,7 @@ def test_round_trip_is_bitwise_and_shards_match_the_reference(
     tied=st.booleans(),
 )
 def test_any_sizes_round_trip_or_are_refused(
-    groups: int,
-    heads_per_group: int,
-    head_dim: int,
-    tp_size: int,
-    ffn: int,
-    vocab: int,
-    tied: bool,
+    groups: int, heads_per_group: int, head_dim: int, tp_size: int, ffn: int, vocab: int, tied: bool
 ) -> None:
     config = qwen2_config(
         num_attention_heads=groups * heads_per_group,

@@ -76,10 +76,10 @@ def test_the_header_comes_back():
 
 def test_no_control_sequences_outside_a_terminal():
     sink, output, _ = sink_and_output()
-    sink.log(0, {**STEP, "eval/math[500]/accuracy": 0.5})
+    sink.log(0, {**STEP, "eval/math[bold]/accuracy": 0.5})
     sink.close()
     assert "\x1b" not in output.getvalue()
-    assert "math[500] 0.500" in output.getvalue()  # not taken for markup
+    assert "math[bold] 0.500" in output.getvalue()  # not taken for markup
 
 
 def test_evaluations_are_not_steps():
@@ -113,6 +113,13 @@ def test_remaining_time_follows_the_last_steps():
     assert sink.remaining_s() == pytest.approx(2.0 * 40)
     sink.log(60, {"eval/a/accuracy": 0.5})
     assert sink.remaining_s() == pytest.approx(2.0 * 40)
+
+
+def test_a_resumed_run_starts_where_it_stopped():
+    _, output, _ = sink_and_output(terminal=True, start_step=11)
+    assert "step 10/100" in output.getvalue()
+    _, output, _ = sink_and_output(terminal=True)
+    assert "step 0/100" in output.getvalue()
 
 
 def test_missing_and_undefined_values_show_as_nothing():

@@ -43,6 +43,12 @@ def test_the_peak_is_where_it_is():
     assert found.index(max(found)) == pytest.approx(20, abs=1)
 
 
+def test_more_values_than_dots_keep_their_place():
+    found = heights(render_curve([0.0] * 700 + [1.0] * 300, width=48, height=4))
+    assert len(found) == 40
+    assert found.index(15) == pytest.approx(0.7 * 40, abs=1) and found[-1] == 15
+
+
 @pytest.mark.parametrize("gap", [None, math.nan, math.inf])
 def test_gaps_stay_empty(gap):
     found = heights(render_curve([1.0] * 5 + [gap] * 10 + [1.0] * 5, width=30, height=2))
@@ -86,6 +92,7 @@ RECORDS = [
 ]
 RECORDS[0]["eval/math500/accuracy"] = 0.3
 RECORDS[20]["eval/math500/accuracy"] = math.nan
+RECORDS[30]["eval/math500/accuracy"] = 0.6
 RECORDS[-1]["eval/math500/accuracy"] = 0.55
 
 

@@ -66,6 +66,7 @@ def test_long_responses_are_searched_from_their_end():
     assert extract_answer(filler + r"\boxed{5}", "boxed") == "5"
     assert extract_answer(filler + r"\boxed{" + "1" * 2_000_000, "boxed") is None
     assert extract_answer(filler + r"\boxed{" + "{" * 1_000_000, "boxed") is None
+    assert extract_answer(filler + r"\boxed{" + "1" * 100_000 + "}", "boxed") is None
     assert extract_answer(r"\boxed" * 200_000, "boxed") is None
     assert extract_answer("</think> <answer>" * 60_000 + "</answer>", "answer_tag") == ""
     assert find_answer(TAGGED.format("1" * 1_000_000), "answer_tag") == (True, None)

@@ -177,7 +177,7 @@ def test_an_interrupted_call_leaves_no_stale_verdict(make_pool, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pool, "_wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            pool.grade([GOOD])
+            pool.grade([(r"\boxed{7}", ("8",))])
     assert outcomes(pool, [BAD, GOOD]) == ["wrong", "correct"]
 
 

@@ -1,0 +1,37 @@
+"""How a setting is refused: its dotted path, its value, and what would be valid."""
+
+from typing import Any
+
+
+def fail(path: str, value: object, valid: str) -> None:
+    """Refuse one setting: every configuration error has this form."""
+    raise ValueError(f"{path}={value!r}: {valid}")
+
+
+def at_least(section: object, prefix: str, bound: float, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value < bound:
+            fail(f"{prefix}.{name}", value, f"must be at least {bound}")
+
+
+def one_of(section: object, prefix: str, name: str, valid: "list[str]") -> None:
+    value = getattr(section, name)
+    if value not in valid:
+        fail(f"{prefix}.{name}", value, f"must be one of {', '.join(valid)}")
+
+
+def divides(path: str, value: int, total: int, what: str) -> None:
+    """Refuse a `value` that does not divide `total`."""
+    if total % value:
+        fail(path, value, f"must divide {what}={total}")
+
+
+def check_run(config: Any) -> None:
+    """What every kind of run must have."""
+    if not config.name or "/" in config.name or config.name.startswith("."):
+        fail("name", config.name, "must be a plain folder name")
+    if config.num_steps < 1:
+        fail("num_steps", config.num_steps, "must be at least 1")
+    if config.seed < 0:
+        fail("seed", config.seed, "must be at least 0")

@@ -1,0 +1,68 @@
+"""Whether a configuration fits a model and a number of processes. Standard library only.
+
+Called by the launcher and again by every rank, before any process group exists.
+"""
+
+from typing import Any
+
+from megatron_zero.checks import divides, fail
+from megatron_zero.config import ParallelConfig, RunConfig
+
+
+def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
+    """Number of data-parallel replicas of `parallel` in a world of `world_size` processes."""
+    path = "parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size"
+    divides(path, parallel.model_parallel_size, world_size, "the number of processes")
+    return world_size // parallel.model_parallel_size
+
+
+def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> None:
+    """Refuse a layout that cannot run: called before any process group exists.
+
+    Args:
+        config: a `RunConfig` or `PretrainConfig`.
+        hf_config: the model's `config.json`.
+        world_size: number of processes of the job.
+
+    Raises:
+        ValueError: with the setting's path, its value and what would be valid.
+    """
+    parallel = config.parallel
+    tp_size, pp_size = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    dp_size = data_parallel_size(parallel, world_size)
+    heads, path = hf_config["num_attention_heads"], "parallel.tensor_model_parallel_size"
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    divides(path, tp_size, heads, "the model's attention heads")
+    if kv_heads % tp_size and tp_size % kv_heads:
+        fail(path, tp_size, f"must divide, or be a multiple of, the model's {kv_heads} KV heads")
+    divides(path, tp_size, hf_config["intermediate_size"], "the model's intermediate_size")
+    path = "parallel.pipeline_model_parallel_size"
+    divides(path, pp_size, hf_config["num_hidden_layers"], "the model's layers")
+    if isinstance(config, RunConfig):
+        _check_rollout_layout(config, hf_config, world_size, dp_size)
+    else:
+        _multiple_of_dp(
+            "documents.sequences_per_step", config.documents.sequences_per_step, dp_size
+        )
+
+
+def _multiple_of_dp(path: str, value: int, dp_size: int) -> None:
+    if value % dp_size:
+        fail(path, value, f"must be a multiple of the data-parallel size, {dp_size}")
+
+
+def _check_rollout_layout(
+    config: RunConfig, hf_config: "dict[str, Any]", world_size: int, dp_size: int
+) -> None:
+    engine_tp, path = (
+        config.rollout.tensor_model_parallel_size,
+        "rollout.tensor_model_parallel_size",
+    )
+    divides(path, engine_tp, world_size, "the number of processes")
+    divides(path, engine_tp, hf_config["num_attention_heads"], "the model's attention heads")
+    _multiple_of_dp("batch.global_batch_size", config.batch.global_batch_size, dp_size)
+    longest = config.max_sample_tokens
+    positions = hf_config.get("max_position_embeddings", longest)
+    if longest > positions:
+        path = "data.max_prompt_tokens + rollout.max_response_tokens"
+        fail(path, longest, f"must be at most the model's max_position_embeddings={positions}")

@@ -1,0 +1,118 @@
+"""Whole runs through the command line, on a base model made here: learn, save, resume, export."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_zero.observability.rollouts import read_rollouts
+from megatron_zero.observability.sinks import read_metrics
+from tests.launch import REPOSITORY, run, torchrun
+
+CLI = [sys.executable, "-m", "megatron_zero.cli"]
+EASY = ["min_operand=1", "max_operand=9"]
+OVERRIDES = [
+    "rollout.num_prompts_per_step=8",
+    "batch.global_batch_size=32",  # two optimizer steps per rollout
+    "evaluation.max_prompts=16",
+    "logging.rollouts_every_num_steps=2",
+    "loss.kl_coef=0.01",
+    *(f"data.arithmetic.{setting}" for setting in EASY),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model that adds one-digit numbers, made in the way of the quickstart."""
+    directory = tmp_path_factory.mktemp("runs") / "base"
+    easy = [f"documents.arithmetic.{setting}" for setting in EASY]
+    words = ["pretrain", "quickstart_base", "num_steps=70", *easy, "--run-dir", str(directory)]
+    run([*CLI, *words, "--nproc", "2"])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(base: Path) -> dict[str, Path]:
+    """Four steps at once, and the same four as two and two."""
+    directories = {"whole": base.parent / "whole", "halves": base.parent / "halves"}
+    words = [*CLI, "train", "quickstart", f"model.path={base}/hf/step_000070", *OVERRIDES]
+    run([*words, "num_steps=4", "--run-dir", str(directories["whole"]), "--nproc", "2"])
+    halves = ["--run-dir", str(directories["halves"]), "--nproc", "2"]
+    run([*words, "num_steps=2", *halves])
+    run([*words, "num_steps=4", *halves, "--resume"])
+    return directories
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def test_pretraining_learns_and_exports(base: Path) -> None:
+    records = read_metrics(base / "metrics.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 71))
+    assert records[0]["policy/loss"] > 4 and records[-1]["policy/loss"] < 1
+    assert (base / "checkpoints" / "step_000070" / "metadata.json").is_file()
+
+
+def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
+    directory = trained["whole"]
+    records = read_metrics(directory / "metrics.jsonl")
+    assert [r["step"] for r in records] == [0, 1, 2, 3, 4]
+    assert records[0].keys() >= {"eval/arithmetic_heldout/accuracy"} <= records[4].keys()
+    for record in records[1:]:
+        assert record["policy/grad_norm"] > 0 and record["mismatch/kl"] < 1e-8
+        assert 0 <= record["reward/mean"] <= 1 and record["response/length_mean"] > 1
+        assert record["time/step_s"] >= record["time/rollout_s"] > 0
+    # the reference policy is the starting one: at the first step there is no distance to it
+    assert records[1]["policy/kl_ref"] == pytest.approx(records[1]["policy/kl_ref"], abs=1e-9)
+    rollouts = read_rollouts(directory / "rollouts" / "step_000002.jsonl.zst")
+    assert len(rollouts) == 8 and all(len(r.group.responses) == 8 for r in rollouts)
+    assert all(r.policy_version == 1 for record in rollouts for r in record.group.responses)
+    evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
+    assert len(evaluation["arithmetic_heldout"]) == 16
+    environment = json.loads((directory / "environment.json").read_text())
+    assert environment["kernels"]["layers"] == "local" and environment["world_size"] == 2
+    assert {"config.yaml", "tensorboard", "checkpoints"} <= {p.name for p in directory.iterdir()}
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(trained: dict[str, Path]) -> None:
+    whole, halves = (read_metrics(trained[n] / "metrics.jsonl") for n in ("whole", "halves"))
+    assert [r["step"] for r in halves] == [0, 1, 2, 3, 4]
+    for a, b in zip(whole[1:], halves[1:], strict=True):
+        timeless = [n for n in a if not n.startswith(("time/", "throughput/", "eval/"))]
+        assert {n: a[n] for n in timeless} == {n: b[n] for n in timeless}, a["step"]
+    ours, theirs = (weights(trained[n] / "hf" / "step_000004") for n in ("whole", "halves"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_reference_policy_is_the_starting_one(trained: dict[str, Path]) -> None:
+    records = read_metrics(trained["whole"] / "metrics.jsonl")[1:]
+    assert records[0]["policy/kl_ref"] < records[1]["policy/kl_ref"] < records[3]["policy/kl_ref"]
+
+
+def test_the_export_loads_in_transformers_and_vllm(trained: dict[str, Path]) -> None:
+    worker = REPOSITORY / "tests" / "distributed" / "export_worker.py"
+    texts = json.loads(
+        torchrun(1, worker, trained["whole"] / "hf" / "step_000004").rsplit("RESULT ", 1)[1]
+    )
+    assert texts["vllm"] == texts["transformers"]
+    assert len(set(texts["vllm"])) == len(texts["vllm"]) > 2  # and they say something
+
+
+def test_a_finished_run_is_not_overwritten(trained: dict[str, Path]) -> None:
+    words = [*CLI, "train", str(trained["whole"] / "config.yaml"), "--nproc", "2"]
+    output = run(words, expect_status=2)
+    assert "holds the results of a run; continue it with --resume" in output
+
+
+def test_a_bound_on_the_mismatch_stops_the_run(base: Path) -> None:
+    directory = base.parent / "stopped"
+    words = [*CLI, "train", "quickstart", f"model.path={base}/hf/step_000070", *OVERRIDES]
+    words += ["mismatch.max_kl=1e-300", "evaluation.datasets=", "--run-dir", str(directory)]
+    output = run([*words, "--nproc", "1"], expect_status=1)
+    assert "engine and policy disagree" in output and "nothing was updated" in output
+    assert read_metrics(directory / "metrics.jsonl") == []
