@@ -199,7 +199,9 @@ def _same_relation(given: Node, expected: Node) -> bool:
     r"""Equations up to sides and sign; `x = 5` and `x \in S` also for their right side alone."""
     if given.kind != "relation" or expected.kind != "relation":
         relation, other = (given, expected) if given.kind == "relation" else (expected, given)
-        names_it = relation.value in ("=", "\\in") and relation.args[0].kind in ("sym", "mul")
+        left = relation.args[0]  # x, or f(x), which reads as a product of names
+        names_it = all(part.kind == "sym" for part in (left.args or (left,)))
+        names_it = names_it and left.kind in ("sym", "mul") and relation.value in ("=", "\\in")
         return names_it and _same(relation.args[1], other)
     if given.value == expected.value and _same_in_order(given, expected):
         return True

@@ -1,10 +1,10 @@
-"""One verifier process: reads (answer, golds) lines, writes one outcome line each.
+r"""One verifier process: reads (answer, golds) lines, writes one outcome line each.
 
 Started by `verifier_pool` as `python -m megatron_zero.rewards.worker`. It is a fresh process and
 imports neither torch nor anything else heavy, since the trainer it serves is too large, and has too
 many threads, to fork.
 
-    in    ["1/2", ["0.5", "\\\\frac12"]]      JSON, one item per line
+    in    ["1/2", ["0.5", "\\frac12"]]      JSON, one item per line
     out   ready                             once, after the imports
           correct | wrong | crash           per item; followed by " retire" if the worker should
                                             not be given another

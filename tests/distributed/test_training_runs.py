@@ -67,13 +67,11 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
         assert record["policy/grad_norm"] > 0 and record["mismatch/kl"] < 1e-8
         assert 0 <= record["reward/mean"] <= 1 and record["response/length_mean"] > 1
         assert record["time/step_s"] >= record["time/rollout_s"] > 0
-    # the reference policy is the starting one: at the first step there is no distance to it
-    assert records[1]["policy/kl_ref"] == pytest.approx(records[1]["policy/kl_ref"], abs=1e-9)
     rollouts = read_rollouts(directory / "rollouts" / "step_000002.jsonl.zst")
     assert len(rollouts) == 8 and all(len(r.group.responses) == 8 for r in rollouts)
     assert all(r.policy_version == 1 for record in rollouts for r in record.group.responses)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
-    assert len(evaluation["arithmetic_heldout"]) == 16
+    assert len(evaluation["arithmetic_heldout"]) == 13  # pairs of 1..9 that are held out
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["kernels"]["layers"] == "local" and environment["world_size"] == 2
     assert {"config.yaml", "tensorboard", "checkpoints"} <= {p.name for p in directory.iterdir()}

@@ -43,7 +43,7 @@ LOOPS = {("megatron_zero/train.py", "train"), ("megatron_zero/train_async.py", "
 def project_sources() -> dict[str, str]:
     """Path relative to the root -> text, of everything that is not a test."""
     sources = {}
-    for top in ("megatron_zero", "recipes", "tools", "launchers", "benchmarks"):
+    for top in ("megatron_zero", "recipes", "tools", "launchers"):
         for folder, subfolders, names in os.walk(ROOT / top):
             # Not into .venv or the like: other people's code.
             subfolders[:] = [name for name in sorted(subfolders) if not name.startswith(".")]

@@ -38,12 +38,11 @@ NUM_DOWNLOADS = 4  # pip fetches one file at a time; four of it take a third of 
 
 # What a candidate Python has to say about itself.
 PROBE = """
-import importlib.util, json, sys, sysconfig
+import importlib.util, json, sys
 print(json.dumps({
     "version": "%d.%d" % sys.version_info[:2],
     "executable": getattr(sys, "_base_executable", sys.executable),
     "has_venv": all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")),
-    "include": sysconfig.get_path("include"),
 }))
 """
 OFFLINE = ["name resolution", "Failed to establish", "Failed to resolve", "timed out", "ProxyError"]
@@ -79,19 +78,12 @@ def find_python() -> "dict[str, Any]":
     )
 
 
-def check_machine(python: "dict[str, Any]") -> None:
+def check_machine() -> None:
     """Refuse, before any download, a machine that could not use what is installed."""
     if sys.platform != "linux":
         raise SetupError(f"vLLM's and torch's CPU builds are for Linux, not for {sys.platform}")
-    compiler = os.environ.get("CXX") or "g++"
-    # torch.compile builds one of vLLM's log-probability kernels at its first use.
-    if shutil.which(compiler) is None:
-        raise SetupError(f"no C++ compiler ({compiler}) on the PATH: install g++ or set CXX")
-    if not Path(python["include"], "Python.h").is_file():
-        raise SetupError(
-            f"no Python.h in {python['include']}, which torch.compile needs: "
-            f"install python{python['version']}-dev"
-        )
+    # No compiler is asked for: all packages come built, and what would compile at run time
+    # (torch.compile, in vLLM's log-probabilities) is switched off without CUDA by policy/cpu.py.
     free_gb = shutil.disk_usage(str(ROOT)).free / 1e9
     if free_gb < NEEDED_GB and not STAMP.is_file():
         raise SetupError(f"needs {NEEDED_GB} GB of disk in {ROOT}, which has {free_gb:.1f} GB free")
@@ -262,7 +254,7 @@ def make_venv() -> None:
     """Bring `.venv` to the state that the stamp describes."""
     start = time.monotonic()
     python = find_python()
-    check_machine(python)
+    check_machine()
     if STAMP.is_file():
         STAMP.unlink()
     if not can_be_completed(python):

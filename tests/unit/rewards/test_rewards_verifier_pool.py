@@ -163,7 +163,7 @@ def test_a_worker_killed_while_it_grades_is_a_crash(make_pool):
 
 
 def test_a_stopped_worker_times_out(make_pool):
-    pool = make_pool(timeout_s=0.5)
+    pool = make_pool(timeout_s=1.0)
     os.kill(pool.worker_pids[0], signal.SIGSTOP)
     assert outcomes(pool, [GOOD, BAD]) == ["timeout", "wrong"]
 

@@ -1,0 +1,116 @@
+"""Small pure parts of the loop: seeds, metrics of a rollout, the mismatch bound, layouts."""
+
+import itertools
+
+import pytest
+
+from megatron_zero.analysis.rollout_stats import rollout_metrics
+from megatron_zero.config import (
+    BatchConfig,
+    DocumentsConfig,
+    MismatchConfig,
+    ModelConfig,
+    ParallelConfig,
+    PretrainConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from megatron_zero.determinism import derive_seed, sample_seed
+from megatron_zero.layout import check_layout
+from megatron_zero.rewards.base import apply_truncation
+from megatron_zero.train import check_mismatch
+from megatron_zero.types import Graded, Prompt, Response, RolloutGroup
+from tests import tiny
+
+
+def test_seeds_differ_in_every_part_and_stay_what_they_are() -> None:
+    parts = itertools.product(range(3), range(3), range(3), range(3), range(3))
+    assert len({sample_seed(*p) for p in parts}) == 3**5
+    assert sample_seed(1, 23, 4, 5, 6) != sample_seed(12, 3, 4, 5, 6)
+    # pinned: another value would make a resumed run draw other responses
+    assert derive_seed(0, "rollout", 12, 7, 3) == 4142237778250798602
+
+
+def graded(reward: float, *, outcome: str = "wrong") -> Graded:
+    return Graded(reward=reward, correct=reward > 0, formatted=True, outcome=outcome)
+
+
+def test_rollout_metrics_by_hand() -> None:
+    def response(length: int, truncated: bool = False) -> Response:
+        return Response(
+            token_ids=(1,) * length,
+            rollout_logprobs=(-1.0,) * length,
+            text="",
+            truncated=truncated,
+            policy_version=0,
+        )
+
+    prompt = Prompt(index=0, text="", token_ids=(1, 2, 3), answers=("",))
+    groups = [
+        RolloutGroup(prompt=prompt, responses=(response(2), response(4))),
+        RolloutGroup(prompt=prompt, responses=(response(6), response(10, truncated=True))),
+    ]
+    right = graded(1.0, outcome="correct")
+    verdicts = [
+        [right, graded(0.0)],
+        [graded(0.0, outcome="timeout"), apply_truncation(right, True)],
+    ]
+    metrics = rollout_metrics(groups, verdicts)
+    assert metrics["reward/mean"] == 0.25  # the truncated one is worth nothing
+    assert metrics["reward/correct_frac"] == 0.5  # but was correct
+    assert metrics["reward/no_signal_frac"] == 0.5
+    assert metrics["response/length_mean"] == 5.5 and metrics["response/length_max"] == 10
+    assert metrics["response/length_correct"] == 6 and metrics["response/length_wrong"] == 5
+    assert metrics["response/truncated_frac"] == 0.25
+    assert metrics["outcome/timeout_frac"] == 0.25 and metrics["outcome/crash_frac"] == 0
+
+
+def test_the_mismatch_bound_holds_at_the_bound_and_for_nan() -> None:
+    bound = MismatchConfig(max_kl=0.01)
+    check_mismatch({"mismatch/kl": 0.01, "mismatch/max_abs": 0.1}, bound, step=3)
+    for kl in (0.0100001, float("nan"), float("inf")):
+        with pytest.raises(RuntimeError, match=r"step 3: .*mismatch\.max_kl=0\.01"):
+            check_mismatch({"mismatch/kl": kl, "mismatch/max_abs": 0.1}, bound, step=3)
+
+
+def run_config(**parallel: int) -> RunConfig:
+    return RunConfig(name="x", model=ModelConfig(path="x"), parallel=ParallelConfig(**parallel))
+
+
+TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world", "message"),
+    [
+        ({TP: 3}, 4, r"tensor_model_parallel_size \* .*=3: must divide the number of processes=4"),
+        ({TP: 8}, 8, r"parallel\.tensor_model_parallel_size=8: .*attention heads=4"),
+        ({PP: 8}, 8, r"parallel\.pipeline_model_parallel_size=8: must divide the model's layers=4"),
+        ({}, 3, r"batch\.global_batch_size=128: must be a multiple of the data-parallel size, 3"),
+        ({}, 2, r"data\.max_prompt_tokens \+ .*=4024: .*max_position_embeddings=512"),
+    ],
+)
+def test_impossible_layouts_are_refused_with_the_numbers(parallel, world, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_layout(run_config(**parallel), tiny.hf_config(tied=True), world)
+
+
+def test_more_layouts() -> None:
+    hf_config = tiny.hf_config(tied=True, max_position_embeddings=8192)
+    for tp, pp, world in ((1, 1, 1), (2, 2, 8), (4, 1, 4), (1, 4, 8)):
+        check_layout(run_config(**{TP: tp, PP: pp}), hf_config, world)
+    engine = RunConfig(
+        name="x",
+        model=ModelConfig(path="x"),
+        rollout=RolloutConfig(tensor_model_parallel_size=4),
+        batch=BatchConfig(global_batch_size=1024),
+    )
+    with pytest.raises(ValueError, match=r"rollout\.tensor_model_parallel_size=4: must divide"):
+        check_layout(engine, hf_config, 2)
+    pretrain = PretrainConfig(
+        name="x", model=ModelConfig(path="x"), documents=DocumentsConfig(sequences_per_step=3)
+    )
+    with pytest.raises(ValueError, match=r"documents\.sequences_per_step=3: must be a multiple"):
+        check_layout(pretrain, hf_config, 2)
+    with pytest.raises(ValueError, match=r"intermediate_size=130"):
+        check_layout(run_config(**{TP: 4}), {**hf_config, "intermediate_size": 130}, 4)
