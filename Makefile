@@ -17,9 +17,10 @@ help:
 setup:
 	@$(PYTHON) tools/setup/make_venv.py
 
+# The base model is made once; every call trains it anew, in a run directory of its own.
 quickstart: setup
-	.venv/bin/megatron-zero pretrain quickstart_base
-	.venv/bin/megatron-zero train quickstart --nproc 2
+	test -d runs/quickstart_base/hf || .venv/bin/megatron-zero pretrain quickstart_base --nproc 2
+	.venv/bin/megatron-zero train quickstart --nproc 2 name=quickstart_$$(date +%m%d_%H%M%S)
 
 lint: setup
 	.venv/bin/ruff check .

@@ -34,11 +34,11 @@ def quickstart_base() -> PretrainConfig:
     """
     return PretrainConfig(
         name="quickstart_base",
-        num_steps=300,
+        num_steps=500,
         model=ModelConfig(init="random", architecture=_TINY, tokenizer="characters", dtype="fp32"),
-        documents=DocumentsConfig(source="arithmetic", sequence_length=512, sequences_per_step=8),
+        documents=DocumentsConfig(source="arithmetic", sequence_length=512, sequences_per_step=4),
         max_tokens_per_microbatch=2048,
-        optimizer=OptimizerConfig(lr=2e-3, min_lr=2e-4, lr_schedule="cosine", warmup_steps=10),
+        optimizer=OptimizerConfig(lr=3e-3, min_lr=2e-4, lr_schedule="cosine", warmup_steps=10),
         checkpoint=CheckpointConfig(save_hf=True),
         logging=LoggingConfig(tensorboard=False),
     )
@@ -48,18 +48,18 @@ def quickstart() -> RunConfig:
     """Dr. GRPO on the base model of `quickstart_base`, in a few minutes on two cores."""
     return RunConfig(
         name="quickstart",
-        num_steps=100,
-        model=ModelConfig(path="runs/quickstart_base/hf/step_000300", dtype="fp32"),
+        num_steps=80,
+        model=ModelConfig(path="runs/quickstart_base/hf/step_000500", dtype="fp32"),
         data=DataConfig(dataset="arithmetic", template="arithmetic", max_prompt_tokens=32),
         rollout=RolloutConfig(
-            num_prompts_per_step=16, group_size=8, max_response_tokens=96, kv_cache_gib=0.25
+            num_prompts_per_step=32, group_size=8, max_response_tokens=96, kv_cache_gib=0.25
         ),
-        batch=BatchConfig(global_batch_size=128, max_tokens_per_microbatch=8192),
-        optimizer=OptimizerConfig(lr=2e-4, warmup_steps=5),
+        batch=BatchConfig(global_batch_size=256, max_tokens_per_microbatch=8192),
+        optimizer=OptimizerConfig(lr=1e-4, min_lr=1e-5, lr_schedule="linear", warmup_steps=5),
         evaluation=EvaluationConfig(
-            datasets=["arithmetic_heldout"], every_num_steps=25, num_samples=2, temperature=1.0
+            datasets=["arithmetic_heldout"], every_num_steps=20, num_samples=2, temperature=1.0
         ),
-        logging=LoggingConfig(rollouts_every_num_steps=25),
+        logging=LoggingConfig(rollouts_every_num_steps=20),
     )
 
 

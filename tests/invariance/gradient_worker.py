@@ -48,7 +48,7 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, tied: bool) -> dict:
     from megatron_zero.policy import hf_weights
 
     topology = initialize(layout, seed=0)
-    policy = build(layout, topology, tied=tied)
+    policy = build(layout, topology, tied=tied, with_ref_policy=True)
     packing = Packing(
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
@@ -79,7 +79,10 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, tied: bool) -> dict:
     }
     values |= policy.optimizer_step().values
     weights = {n: t.clone() for n, t in policy.hf_weights(bucket_bytes=30_000)}
-    return {"metrics": values, "gradients": gradients, "weights": weights}
+    # the policy has moved away from the reference: what KL-in-reward would subtract
+    moved = policy.with_ref_logprobs(policy.with_old_logprobs(batch))
+    kl = policy.kl_to_ref(moved, num_samples=tiny.NUM_SAMPLES)
+    return {"metrics": values, "gradients": gradients, "weights": weights, "kl_to_ref": kl}
 
 
 def main() -> None:

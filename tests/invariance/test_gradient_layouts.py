@@ -102,3 +102,11 @@ def test_weights_after_a_step_and_metrics_equal_the_single_process_ones(
     for name, expected in reference["metrics"].items():
         assert result["metrics"][name] == pytest.approx(expected, rel=2e-5, abs=1e-9), name
     assert 0.05 < result["metrics"]["policy/clip_frac"] < 0.95  # clipping is part of what agrees
+
+
+@pytest.mark.parametrize(("text", "world"), CASES)
+def test_kl_in_reward_is_each_responses_own_sum_in_every_layout(text, world, results) -> None:
+    reference = torch.load(results / f"1.1.0.2000.{text[-1]}.1.pt")["kl_to_ref"]
+    ours = torch.load(results / f"{text}.{world}.pt")["kl_to_ref"]
+    assert reference.abs().max() > 0.1 and len(set(reference.tolist())) == tiny.NUM_SAMPLES
+    assert (ours - reference).abs().max() <= 2e-4 * reference.abs().max()
