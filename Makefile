@@ -19,8 +19,8 @@ setup:
 
 # The base model is made once; every call trains it anew, in a run directory of its own.
 quickstart: setup
-	test -d runs/quickstart_base/hf || .venv/bin/megatron-zero pretrain quickstart_base --nproc 2
-	.venv/bin/megatron-zero train quickstart --nproc 2 name=quickstart_$$(date +%m%d_%H%M%S)
+	@test -d runs/quickstart_base/hf || .venv/bin/megatron-zero pretrain quickstart_base --nproc 2
+	@.venv/bin/megatron-zero train quickstart --nproc 2 name=quickstart_$$(date +%m%d_%H%M%S)
 
 lint: setup
 	.venv/bin/ruff check .
