@@ -72,6 +72,9 @@ def build_optimizer(
         end_wd=config.weight_decay,
         wd_incr_steps=max(num_optimizer_steps, 1),
         wd_incr_style="constant",
+        # A resumed run goes on at the checkpoint's step of the schedule that its own settings say.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )
     return optimizer, scheduler
 

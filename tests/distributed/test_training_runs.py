@@ -1,6 +1,7 @@
 """Whole runs through the command line, on a base model made here: learn, save, resume, export."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,13 +36,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(base: Path) -> dict[str, Path]:
-    """Four steps at once, and the same four as two and two."""
+    """Four steps at once, and the same run lost after its third step and resumed."""
     directories = {"whole": base.parent / "whole", "halves": base.parent / "halves"}
     words = [*CLI, "train", "quickstart", f"model.path={base}/hf/step_000070", *OVERRIDES]
-    run([*words, "num_steps=4", "--run-dir", str(directories["whole"]), "--nproc", "2"])
-    halves = ["--run-dir", str(directories["halves"]), "--nproc", "2"]
-    run([*words, "num_steps=2", *halves])
-    run([*words, "num_steps=4", *halves, "--resume"])
+    whole, halves = directories.values()
+    every_two = ["num_steps=4", "checkpoint.every_num_steps=2"]
+    run([*words, *every_two, "--run-dir", str(whole), "--nproc", "2"])
+    shutil.copytree(whole, halves)
+    shutil.rmtree(halves / "checkpoints" / "step_000004")
+    shutil.rmtree(halves / "hf")
+    (halves / "checkpoints" / "step_000003.incomplete").mkdir()  # what a crash leaves
+    lines = (halves / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (halves / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:40])
+    run([*words, *every_two, "--run-dir", str(halves), "--nproc", "2", "--resume"])
     return directories
 
 
@@ -98,7 +105,7 @@ def test_the_export_loads_in_transformers_and_vllm(trained: dict[str, Path]) -> 
         torchrun(1, worker, trained["whole"] / "hf" / "step_000004").rsplit("RESULT ", 1)[1]
     )
     assert texts["vllm"] == texts["transformers"]
-    assert len(set(texts["vllm"])) == len(texts["vllm"]) > 2  # and they say something
+    assert len(set(texts["vllm"])) > 1 and all(texts["vllm"])  # and they say something
 
 
 def test_a_finished_run_is_not_overwritten(trained: dict[str, Path]) -> None:
