@@ -291,7 +291,7 @@ def install() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # That kernels are missing here is what the start-up report says, once and not 40 times.
     warnings.filterwarnings("ignore", module=r"megatron\.core")
-    warnings.filterwarnings("ignore", FutureWarning, module=r"(torch\.distributed|vllm)\.")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|vllm)\.")
     view = _host_torch()
     sys.meta_path.insert(0, _MegatronFinder(view))
     for name, module in list(sys.modules.items()):
