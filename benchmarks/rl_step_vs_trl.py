@@ -17,6 +17,8 @@ set-ups (`TRL_SETUPS`) and the blocks use the fastest.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,6 +57,7 @@ TRL_VENV = ROOT / "benchmarks" / ".venv-trl"
 TRL_PACKAGES = ["trl==1.16.0", "transformers==5.19.0", "accelerate==1.15.0", "datasets==5.2.0"]
 LR = 1e-6
 NUM_PROCESSES = 2  # ours: one thread each
+PHASES = ("rollout", "reward", "train", "sync")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -238,25 +242,18 @@ def run_ours(
     path = folder / "block.yaml"
     save_config(config, path)
     command = [sys.executable, "-m", "megatron_zero.cli", "train", str(path)]
-    lines = _timed_lines([*command, "--nproc", str(NUM_PROCESSES)], threads=1)
-    ends = [moment for moment, line in lines if re.match(r"\s*\d+/\d+ ", line)]
+    steps = _timed_steps([*command, "--nproc", str(NUM_PROCESSES)], threads=1)
     metrics = [json.loads(t) for t in (folder / "block/metrics.jsonl").read_text().splitlines()]
-    records = [record for record in metrics if "time/step_s" in record]
-    assert len(ends) == len(records) == config.num_steps, "one line per step"
+    records = [record for record in metrics if "time/step_s" in record][1:]
+    assert len(steps) == len(records) == config.num_steps - 1, "one line per step"
     num_responses = setting.num_prompts * setting.group_size
-    # The first step's start is not known, but it is warm-up.
-    steps = [
-        {
-            "step_s": end - start,
-            **{f"{phase}_s": r[f"time/{phase}_s"] for phase in ("rollout", "reward", "train")},
-            "sync_s": r["time/sync_s"],
-        }
-        for start, end, r in zip(ends, ends[1:], records[1:], strict=False)
-    ]
+    for step, record in zip(steps, records, strict=True):
+        step |= {f"{phase}_s": record[f"time/{phase}_s"] for phase in PHASES}
     environment = json.loads((folder / "block/environment.json").read_text())
+    warm = setting.warmup_steps - 1
     return _block(
-        steps[setting.warmup_steps - 1 :],
-        [r["response/length_mean"] * num_responses for r in records[setting.warmup_steps :]],
+        steps[warm:],
+        [record["response/length_mean"] * num_responses for record in records[warm:]],
         {
             "num_responses": num_responses,
             "reward_mean": statistics.fmean(r["reward/mean"] for r in records),
@@ -288,10 +285,14 @@ def run_trl(
     launcher = [str(TRL_VENV / "bin" / "python"), "-m", "torch.distributed.run", "--standalone"]
     side = str(ROOT / "benchmarks" / "trl_side.py")
     launcher += [f"--nproc-per-node={setup.num_processes}", side, str(folder / "job.json")]
-    _timed_lines(launcher, threads=setup.threads)
+    steps = _timed_steps(launcher, threads=setup.threads)
     report = json.loads((folder / "report.json").read_text())
+    assert len(steps) == len(report["steps"]) - 1, "one line per step"
+    for step, phases in zip(steps, report["steps"][1:], strict=True):
+        step |= phases
+        step["train_s"] = step["step_s"] - phases["rollout_s"] - phases["reward_s"]
     return _block(
-        report["steps"][setting.warmup_steps :],
+        steps[setting.warmup_steps - 1 :],
         report["tokens"][setting.warmup_steps :],
         {
             "num_responses": num_responses,
@@ -302,8 +303,12 @@ def run_trl(
     )
 
 
-def _timed_lines(command: Sequence[str], *, threads: int) -> list[tuple[float, str]]:
-    """Run a command; when each line of its output came.
+def _timed_steps(command: Sequence[str], *, threads: int) -> list[dict[str, float]]:
+    """Run a command that prints a line `n/m ...` after each step; seconds of every step but one.
+
+    `step_s` is wall-clock time between two lines, `cpu_s` what all processes of the command used
+    meanwhile, on all cores: it says something on a busy machine too. The first step is left out,
+    as nothing says when it began.
 
     Raises:
         RuntimeError: the command failed; with the end of its output.
@@ -316,7 +321,8 @@ def _timed_lines(command: Sequence[str], *, threads: int) -> list[tuple[float, s
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    lines = []
+    ends: list[tuple[float, float]] = []
+    tail: deque[str] = deque(maxlen=60)
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -327,11 +333,29 @@ def _timed_lines(command: Sequence[str], *, threads: int) -> list[tuple[float, s
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append((time.perf_counter(), line))
+            tail.append(line)
+            if re.match(r"\s*\d+/\d+ ", line):
+                ends.append((time.perf_counter(), _cpu_seconds(process.pid)))
     if process.returncode:
-        tail = "".join(line for _, line in lines[-60:])
-        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}:\n{tail}")
-    return lines
+        raise RuntimeError(f"{' '.join(command)} exited {process.returncode}:\n{''.join(tail)}")
+    return [
+        {"step_s": now - before, "cpu_s": cpu_now - cpu_before}
+        for (before, cpu_before), (now, cpu_now) in itertools.pairwise(ends)
+    ]
+
+
+def _cpu_seconds(root: int) -> float:
+    """User and system time so far of a process and all that descend from it."""
+    parents, ticks = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it just ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+    family = {root}
+    while more := {p for p, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks.get(pid, 0) for pid in family) / os.sysconf("SC_CLK_TCK")
 
 
 def _block(
@@ -427,7 +451,7 @@ def measure(setting: Setting, *, blocks: int, tune: bool, folder: Path) -> dict[
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:
     """One line per setting and side; times are medians over blocks of a block's median step."""
-    columns = ("step", "rollout", "reward", "train", "sync")
+    columns = ("step", *PHASES, "cpu")
     titles = "".join(f"{c + ' s':>11}" for c in columns)
     print(f"\n{'model':<8}{'side':<16}{titles}{'tokens':>9}{'tokens/s':>10}{'ratio':>8}")
     for result in results:

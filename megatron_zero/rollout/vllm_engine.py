@@ -14,6 +14,7 @@ from typing import Any, Optional
 import torch
 
 from megatron_zero.config import RolloutConfig
+from megatron_zero.determinism import derive_seed
 from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
 
@@ -61,6 +62,8 @@ class VllmEngine:
         os.environ.update(_ENVIRONMENT)
         from vllm import LLM
 
+        if not self._on_gpu and tp_size > 1:
+            _name_shared_memory_by_job()
         placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         self._unties = False
         if not self._on_gpu:
@@ -167,3 +170,18 @@ def _with_output_layer(
         yield name, tensor
         if name == "model.embed_tokens.weight":
             yield "lm_head.weight", tensor
+
+
+def _name_shared_memory_by_job() -> None:
+    """Keep two jobs of one machine, or one that was killed and its successor, apart.
+
+    vLLM's CPU workers exchange tensors through shared memory that is named after the ranks alone
+    when torchrun started them: what a killed job left there would refuse every later one.
+    Upstream symbol: cpu_communicator._CPUSHMDistributed.make_group_name.
+    """
+    from vllm.distributed.device_communicators import cpu_communicator
+
+    shared_memory = cpu_communicator._CPUSHMDistributed
+    make_name = shared_memory.make_group_name
+    job = derive_seed(*(os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_PORT")))
+    shared_memory.make_group_name = staticmethod(lambda c: f"{job:x}{make_name(c).lstrip('/')}")
