@@ -502,7 +502,7 @@ def main() -> None:
         if args.quick:
             setting = replace(setting, warmup_steps=1, steps=1)
         print(f"{setting.name}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix="rl_step_vs_trl_") as folder:
             blocks = 1 if args.quick else args.blocks
             tune = not (args.quick or args.no_tune)
             results.append(measure(setting, blocks=blocks, tune=tune, folder=Path(folder)))

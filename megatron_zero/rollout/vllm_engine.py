@@ -65,10 +65,9 @@ class VllmEngine:
         if not self._on_gpu and tp_size > 1:
             _name_shared_memory_by_job()
         placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-        self._unties = False
         if not self._on_gpu:
             placement = {"kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
-            self._unties = _is_tied(model_dir)
+        self._unties = not self._on_gpu and _is_tied(model_dir)
         if self._unties:
             # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
             # after a sync it would go on with the embedding it was packed from: give it its own.
