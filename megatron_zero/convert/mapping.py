@@ -1,10 +1,8 @@
-"""One table per model family, and the engine that applies it to one model in both directions.
+"""The engine that applies a family's table to one model, in both directions.
 
-A `Rule` says which HF tensors make which Megatron parameter, how (`kinds`) and how the parameter
-is split over tensor-parallel ranks. A `Family` is the rules of one HF `model_type` and what its
-config must say for them to hold. A `Mapping` is a family applied to one `config.json`. It serves
-loading, saving, the conversion tools and weight sync, and it is strict: whatever has no rule, is
-left over or has another shape raises `ValueError` with the tensor's name.
+A `Mapping` is a family applied to one `config.json`. It serves loading, saving, the conversion
+tools and weight sync, and it is strict: whatever has no rule, is left over or has another shape
+raises `ValueError` with the tensor's name.
 
 Names carry the global layer index of the whole model; a pipeline stage or virtual chunk adds its
 offset before asking. Tensor-parallel ranks and sizes are plain integers.
@@ -12,113 +10,18 @@ offset before asking. Tensor-parallel ranks and sizes are plain integers.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
 
-from megatron_zero.convert.hf_config import (
-    ConfigCheck,
-    Dims,
-    HfConfig,
-    check_fields,
-    decoder_dims,
-    rope_settings,
-)
+from megatron_zero.convert.hf_config import HfConfig
 from megatron_zero.convert.kinds import KINDS, Kind, Shape, Split
+from megatron_zero.convert.rules import INDEX, Family, Rule
 from megatron_zero.convert.sources import TensorSource
 
-INITS = ("normal", "zeros", "ones")
-INDEX = re.compile(r"\{(\w+)\}")
-
-
-@dataclass(frozen=True, slots=True)
-class HfTensor:
-    """A tensor of the HF checkpoint: name pattern, shape in sizes of `Dims`, and how it starts.
-
-    Example: HfTensor("model.layers.{layer}.self_attn.q_proj.bias", ("q_rows",), init="zeros")
-    """
-
-    name: str
-    shape: tuple[str, ...]
-    init: str = "normal"  # normal: standard deviation `initializer_range`; zeros; ones
-
-    def __post_init__(self) -> None:
-        assert self.init in INITS, f"{self.name}: init={self.init!r} is not one of {INITS}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """How HF tensors make one Megatron parameter, for every layer (and expert) at once.
-
-    `megatron` and `hf` hold the same placeholders, such as `{layer}`; the family says how far each
-    counts. `aliases` are other names of the same parameter: Transformer Engine's fused layers put
-    a norm's weight inside the linear layer behind it.
-    """
-
-    megatron: str
-    hf: tuple[HfTensor, ...]
-    kind: str = "copy"  # a key of `kinds.KINDS`
-    tp_dim: Optional[int] = None  # None: every tensor-parallel rank holds all of it
-    aliases: tuple[str, ...] = ()
-    exported: bool = True  # False: a copy that the HF checkpoint holds under another rule
-
-    def __post_init__(self) -> None:
-        assert self.kind in KINDS, f"{self.megatron}: unknown kind {self.kind!r}"
-        assert len(self.hf) == KINDS[self.kind].num_hf, f"{self.megatron}: wrong number of tensors"
-        names = (*self.aliases, *(tensor.name for tensor in self.hf))
-        wanted = set(INDEX.findall(self.megatron))
-        differing = [name for name in names if set(INDEX.findall(name)) != wanted]
-        assert not differing, f"{self.megatron}: other placeholders in {differing}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """Everything the engine knows of one HF `model_type`.
-
-    `defaults` are the values the HF config class fills in for fields that are not written.
-    `ignored` are regular expressions of HF tensors that may be stored and are never read, unless a
-    rule maps them.
-    """
-
-    model_type: str
-    architectures: tuple[str, ...]
-    rules: tuple[Rule, ...]
-    tied_rules: tuple[Rule, ...]  # added when tie_word_embeddings is true
-    untied_rules: tuple[Rule, ...]  # added when it is false
-    checks: tuple[ConfigCheck, ...]
-    defaults: dict[str, object]
-    rope_types: tuple[str, ...] = ("default",)
-    counts: dict[str, str] = field(default_factory=lambda: {"layer": "num_hidden_layers"})
-    dims: Callable[[HfConfig], Dims] = decoder_dims
-    ignored: tuple[str, ...] = ()
-
-    def check_config(self, hf_config: HfConfig) -> None:
-        """Refuse a config whose mathematics the rules do not describe.
-
-        Raises:
-            ValueError: naming the field.
-        """
-        architectures = hf_config.get("architectures") or ()
-        names = [architectures] if isinstance(architectures, str) else list(architectures)
-        for name in names:
-            if name not in self.architectures:
-                raise ValueError(
-                    f"HF config architectures={names}: must be one of {list(self.architectures)}"
-                )
-        check_fields(hf_config, self.checks)
-        default_theta = self.defaults.get("rope_theta")
-        rope = rope_settings(hf_config, default_theta)  # type: ignore[arg-type]
-        if rope.rope_type not in self.rope_types:
-            raise ValueError(
-                f"HF config rope_type={rope.rope_type!r}: rescaled positions are not covered; "
-                f"must be one of {list(self.rope_types)}"
-            )
-        if rope.partial_rotary_factor != 1.0:
-            raise ValueError(
-                f"HF config partial_rotary_factor={rope.partial_rotary_factor}: must be 1.0"
-            )
+EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +35,21 @@ class _Parameter:
     hf_shapes: tuple[Shape, ...]
     full_shape: Shape
     exported: bool
+    float32: bool
+    checkpoint_name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointEntry:
+    """Where a parameter stands in a Megatron distributed checkpoint.
+
+    Layers have keys of their own (Megatron's `non_homogeneous_layers`); the experts of a layer
+    share one, stacked along a first dim: `expert` is the index there, None without that dim.
+    """
+
+    key: str
+    shape: Shape  # of the whole key, stacked experts included
+    expert: Optional[int]
 
 
 class Mapping:
@@ -145,6 +63,7 @@ class Mapping:
     Attributes:
         tied: whether input and output embedding are one tensor.
         dims: the model's sizes, `padded_vocab_size` among them.
+        layer_sets: indices of the layers by kind, "all" among them.
         config: `hf_config` over the defaults of the HF class.
 
     Raises:
@@ -167,6 +86,7 @@ class Mapping:
                 f"padded_vocab_size={padded}: must be at least vocab_size={vocab_size}"
             )
         self.dims["padded_vocab_size"] = padded
+        self.layer_sets = family.layer_sets(self.config, self.dims)
         self._parameters: dict[str, _Parameter] = {}
         self._aliases: dict[str, str] = {}
         self._hf: dict[str, tuple[Shape, str]] = {}  # name -> shape, init
@@ -204,6 +124,23 @@ class Mapping:
     def tp_dim(self, megatron_name: str) -> Optional[int]:
         """The dim that tensor parallelism splits; None for a replicated parameter."""
         return self._parameter(megatron_name).tp_dim
+
+    def stays_float32(self, megatron_name: str) -> bool:
+        """Whether Megatron holds it in float32 whatever the dtype of the weights."""
+        return self._parameter(megatron_name).float32
+
+    def checkpoint_entry(self, megatron_name: str) -> CheckpointEntry:
+        """The parameter's place in a distributed checkpoint; layouts do not change it."""
+        parameter = self._parameter(megatron_name)
+        name, shape = parameter.checkpoint_name, parameter.full_shape
+        match = EXPERT.search(name)
+        if match is None:
+            return CheckpointEntry(key=name, shape=shape, expert=None)
+        return CheckpointEntry(
+            key=EXPERT.sub("experts.experts.", name),
+            shape=(self.dims["num_experts"], *shape),
+            expert=int(match.group(1)),
+        )
 
     def full_shape(self, megatron_name: str) -> Shape:
         """Shape of the unsharded Megatron parameter."""
@@ -312,15 +249,18 @@ class Mapping:
         rules += self.family.tied_rules if self.tied else self.family.untied_rules
         for layered, group in itertools.groupby(rules, key=lambda rule: "{layer}" in rule.megatron):
             members = list(group)
-            for layer in range(self._count("layer")) if layered else (0,):
+            for layer in self.layer_sets["all"] if layered else (0,):
                 for rule in members:
-                    others = sorted(set(INDEX.findall(rule.megatron)) - {"layer"})
-                    ranges = [range(self._count(name)) for name in others]
-                    for values in itertools.product(*ranges):
-                        yield rule, dict(zip(others, values, strict=True)) | {"layer": layer}
+                    if not layered or layer in self.layer_sets[rule.layers]:
+                        yield from ((rule, index) for index in self._indices(rule, layer))
 
-    def _count(self, placeholder: str) -> int:
-        return self.dims[self.family.counts[placeholder]]
+    def _indices(self, rule: Rule, layer: int) -> Iterator[dict[str, int]]:
+        """All values of the rule's placeholders besides `{layer}`."""
+        others = sorted(set(INDEX.findall(rule.megatron)) - {"layer"})
+        ranges = [range(self.dims[self.family.counts[name]]) for name in others]
+        for values in itertools.product(*ranges):
+            index = dict(zip(others, values, strict=True)) | {"layer": layer}
+            yield index | {"mtp_layer": self.dims["num_hidden_layers"] + index.get("mtp", 0)}
 
     def _add(self, rule: Rule, index: dict[str, int]) -> None:
         kind = KINDS[rule.kind]
@@ -333,11 +273,12 @@ class Mapping:
             hf_shapes=shapes,
             full_shape=kind.full_shape(shapes, self.dims),
             exported=rule.exported,
+            float32=rule.float32,
+            checkpoint_name=(rule.alias or rule.megatron).format(**index),
         )
         assert parameter.name not in self._parameters, f"two rules for {parameter.name}"
         self._parameters[parameter.name] = parameter
-        for alias in rule.aliases:
-            self._aliases[alias.format(**index)] = parameter.name
+        self._aliases[parameter.checkpoint_name] = parameter.name
         if rule.exported:
             entries = zip(parameter.hf_names, shapes, rule.hf, strict=True)
             for name, shape, tensor in entries:

@@ -4,7 +4,8 @@ from typing import Optional
 
 from megatron_zero.convert.families.qwen2 import QWEN2
 from megatron_zero.convert.hf_config import HfConfig
-from megatron_zero.convert.mapping import Family, Mapping
+from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.rules import Family
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2,)}
 

@@ -4,7 +4,7 @@ Data only. Megatron names are those of the local layer spec; aliases are Transfo
 """
 
 from megatron_zero.convert.hf_config import ConfigCheck
-from megatron_zero.convert.mapping import Family, HfTensor, Rule
+from megatron_zero.convert.rules import Family, HfTensor, Rule
 
 _HF = "model.layers.{layer}."
 _MEGATRON = "decoder.layers.{layer}."
@@ -21,7 +21,7 @@ LAYER_RULES = (
     Rule(
         megatron=_MEGATRON + "input_layernorm.weight",
         hf=(HfTensor(_HF + "input_layernorm.weight", ("hidden_size",), "ones"),),
-        aliases=(_MEGATRON + "self_attention.linear_qkv.layer_norm_weight",),
+        alias=_MEGATRON + "self_attention.linear_qkv.layer_norm_weight",
     ),
     Rule(
         megatron=_MEGATRON + "self_attention.linear_qkv.weight",
@@ -43,7 +43,7 @@ LAYER_RULES = (
     Rule(
         megatron=_MEGATRON + "pre_mlp_layernorm.weight",
         hf=(HfTensor(_HF + "post_attention_layernorm.weight", ("hidden_size",), "ones"),),
-        aliases=(_MEGATRON + "mlp.linear_fc1.layer_norm_weight",),
+        alias=_MEGATRON + "mlp.linear_fc1.layer_norm_weight",
     ),
     Rule(
         megatron=_MEGATRON + "mlp.linear_fc1.weight",

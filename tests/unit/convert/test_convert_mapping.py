@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_zero.convert.families import mapping_for
-from megatron_zero.convert.mapping import Family, HfTensor, Mapping, Rule
+from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.rules import Family, HfTensor, Rule
 from megatron_zero.convert.sources import DictSource
 
 PADDED = 56  # of 53: a multiple of 4 with 3 rows of padding
