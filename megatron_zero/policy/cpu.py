@@ -234,6 +234,23 @@ def _patch_optimizer_types() -> None:
             module.clip_grad_by_total_norm_fp32 = wrapped  # type: ignore[attr-defined]
 
 
+def _patch_missing_te() -> None:
+    """Names that modules of experts and latent attention leave undefined, or mocked, without TE."""
+    from megatron.core.transformer import multi_latent_attention as latent
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+    if not isinstance(latent.TELinear, type):
+        latent.HAVE_TE = False  # a mock counts as installed; __init__ asks isinstance of it
+
+    def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        """Sizes of an all-to-all as a list: upstream converts only what is on a GPU."""
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = to_host
+
+
 def _patch_distributed_optimizer_state() -> None:
     """DistributedOptimizer expects apex's or TE's Adam, whose `step` lives in the param group.
 
@@ -301,5 +318,6 @@ def install() -> None:
     torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]
     _patch_random()
     _patch_reduce()
+    _patch_missing_te()
     _patch_optimizer_types()
     _patch_distributed_optimizer_state()

@@ -34,7 +34,6 @@ def build(layout: ParallelConfig, topology: Topology, *, tied: bool, objective=N
         **more,
     }
     return Policy(
-        hf_config,
         mapping,
         RandomSource(mapping, 0),
         topology,
