@@ -65,6 +65,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def literal_gradients(family: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Dr. GRPO with clipping, response by response, in float64 on transformers' model."""
     model = families.hf_model(family).double()
+    model.set_experts_implementation("eager")  # the grouped one has no float64
     samples = tiny.samples()
     total = torch.zeros((), dtype=torch.float64)
     for sample in samples:
@@ -115,10 +116,12 @@ def test_loss_and_gradients_equal_the_literal_ones(text, world, results, literal
     errors = {n: result["gradients"][n].double() - g for n, g in gradients.items()}
     norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
     error = math.sqrt(sum(e.square().sum().item() for e in errors.values()))
-    assert error / norm <= 1e-6
+    # decisive routers and YaRN amplify the rounding of float32, in every layout alike
+    bound = 1e-6 if text.endswith((DENSE, TIED)) else 1e-5
+    assert error / norm <= bound
     largest = max(g.abs().max().item() for g in gradients.values())
     for name, difference in errors.items():
-        assert difference.abs().max().item() / largest <= 3e-6, name
+        assert difference.abs().max().item() / largest <= 3 * bound, name
     assert result["metrics"]["policy/loss"] == pytest.approx(loss, rel=1e-5)
     assert result["metrics"]["policy/grad_norm"] == pytest.approx(norm, rel=1e-5)
 
@@ -133,15 +136,21 @@ def test_weights_after_a_step_and_metrics_equal_the_single_process_ones(
     assert set(result["weights"]) == set(reference["weights"])
     for name, expected in reference["weights"].items():
         # Adam's first step is lr * sign(g): where a gradient is rounding, so is its sign
-        moved = reference["gradients"][name].abs() > 1e-7
-        error = (result["weights"][name] - expected)[moved].abs().max().item()
-        assert error <= 2e-5, (name, error)
+        moved = reference["gradients"][name].abs() > (
+            1e-7 if text.endswith((DENSE, TIED)) else 1e-6
+        )
+        difference = (result["weights"][name] - expected).abs()
+        if name.endswith("e_score_correction_bias"):
+            assert not moved.any() and difference.max() == 0
+        else:
+            assert difference[moved].max().item() <= 2e-5, name
     for name, expected in reference["metrics"].items():
         assert result["metrics"][name] == pytest.approx(expected, rel=2e-5, abs=1e-9), name
     assert 0.05 < result["metrics"]["policy/clip_frac"] < 0.95  # clipping is part of what agrees
 
 
-@pytest.mark.parametrize(("text", "world"), CASES)
+# Only dense models: after an update two experts of a token may be so close that rounding chooses.
+@pytest.mark.parametrize(("text", "world"), [(t, w) for t, w in CASES if t.endswith((DENSE, TIED))])
 def test_kl_in_reward_is_each_responses_own_sum_in_every_layout(text, world, results) -> None:
     family = text.split(".")[-1]
     reference = torch.load(results / f"1.1.0.1.1.2000.{family}.1.pt")["kl_to_ref"]
