@@ -4,8 +4,9 @@
 over files must not read the rest.
 """
 
+import os
 from collections.abc import Mapping
-from typing import Optional, Protocol
+from typing import BinaryIO, Optional, Protocol
 
 import torch
 
@@ -45,6 +46,25 @@ def take(
     first = 0 if start is None else start
     last = tensor.shape[dim] if end is None else end
     return tensor.narrow(dim, first, last - first)
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, as bytes."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+def read_into(tensor: torch.Tensor, file: BinaryIO, offset: int) -> None:
+    """Fill a contiguous tensor with the bytes of a file from `offset` on.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    rest = raw_bytes(tensor) if tensor.numel() else memoryview(b"")
+    while rest:
+        count = os.preadv(file.fileno(), [rest], offset)  # at most 2 GiB at once
+        if not count:
+            raise ValueError(f"{file.name} is damaged or not complete: it ends at byte {offset}")
+        rest, offset = rest[count:], offset + count
 
 
 class DictSource:
