@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ import torch
 import torch.utils.serialization
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -34,6 +35,7 @@ from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.sources import read_into
 
 FORMAT_NAME, METADATA_NAME, COMMON_NAME = "metadata.json", ".metadata", "common.pt"
+_NOTHING_NAME = "extra_state.distcp"
 _MODEL_KEY = re.compile(r"(embedding|decoder|output_layer|mtp)\.")
 _INERT = re.compile(r"megatron\.|nemo\.")
 _TRUSTED = re.compile(
@@ -226,25 +228,42 @@ def write_metadata(
 ) -> None:
     """Everything but the chunks, as `megatron.core.dist_checkpointing.load` expects it.
 
+    Linear layers also ask for an object `_extra_state`, which is empty without fp8.
+
     Args:
         directory: holds the chunks' files.
         keys: shape and type of every tensor.
         chunks: of every tensor, covering it.
         content: Megatron's `content_metadata`: by which rules the keys were made.
     """
-    tensors, storage = {}, {}
+    state: dict[str, Any] = {}
+    storage = {}
     for key, (shape, dtype) in keys.items():
         blocks = [
             ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in chunks[key]
         ]
-        tensors[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(shape), blocks)
+        state[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(shape), blocks)
         for c in chunks[key]:
             storage[MetadataIndex(key, c.offsets)] = _StorageInfo(c.file, c.start, c.length)
+    torch.save([None], directory / _NOTHING_NAME)
+    nothing = _StorageInfo(_NOTHING_NAME, 0, (directory / _NOTHING_NAME).stat().st_size)
+    for key in (key for name, (shape, _) in keys.items() for key in _extra_states(name, shape)):
+        state[key], storage[MetadataIndex(key)] = BytesStorageMetadata(), nothing
     metadata = Metadata(
-        tensors, storage_data=storage, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION
+        state, storage_data=storage, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION
     )
     (directory / METADATA_NAME).write_bytes(pickle.dumps(metadata))
     torch.save({"content_metadata": content}, directory / COMMON_NAME)
     formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     formats |= {"common_backend": "torch", "common_backend_version": 1}
     (directory / FORMAT_NAME).write_text(json.dumps(formats))
+
+
+def _extra_states(key: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """Keys of the `_extra_state` of the module that owns a weight; experts have one each."""
+    module, _, parameter = key.rpartition(".")
+    if parameter == "weight":
+        count = shape[0] if ".experts.experts." in key else 1
+        yield from (f"{module}._extra_state/shard_{i}_{count}" for i in range(count))
+    if key.endswith(".self_attention.linear_proj.weight"):
+        yield module.replace("linear_proj", "core_attention") + "._extra_state/shard_0_1"

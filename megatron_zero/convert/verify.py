@@ -70,7 +70,7 @@ def _compare_logits(hf: Path, megatron: Path, dtype: str) -> str:
     command = [sys.executable, "-m", "megatron_zero.policy.check_logits", str(hf), str(megatron)]
     result = subprocess.run(
         [*command, "--dtype", dtype],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
