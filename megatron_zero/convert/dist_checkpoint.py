@@ -8,14 +8,13 @@ the grid in which a checkpoint was written does not bind its readers.
 """
 
 import json
-import os
 import pickle
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.utils.serialization
@@ -105,7 +104,6 @@ class CheckpointReader:
         self._entries = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
         self.keys: Set[str] = self._entries.keys()
         self._chunks: dict[str, list[Chunk]] = defaultdict(list)
-        self._files: dict[str, BinaryIO] = {}
         for key, entry in self._entries.items():
             for chunk in entry.chunks:
                 info = stored[MetadataIndex(key, chunk.offsets)]
@@ -150,33 +148,34 @@ class CheckpointReader:
 
     def _read_chunk(self, chunk: Chunk, index: list[int], piece: torch.Tensor) -> None:
         """Fill `piece` with `chunk[index]`, whose bytes lie together."""
-        file = self._files[chunk.file]
-        view = _create_file_view(file, chunk.start, chunk.length)
+        path = self.directory / chunk.file
         try:  # on the device "meta" torch reads type, shape and place, but no data
-            stored = torch.load(view, map_location="meta", weights_only=True)
+            with path.open("rb") as file:
+                view = _create_file_view(file, chunk.start, chunk.length)
+                stored = torch.load(view, map_location="meta", weights_only=True)
             begin: int = stored.untyped_storage()._checkpoint_offset
-            if (tuple(stored.shape), stored.dtype) != (chunk.sizes, piece.dtype):
-                raise ValueError(f"{stored.dtype} {list(stored.shape)}, not {chunk.sizes}")
-        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{file.name} is damaged at byte {chunk.start}: {reason}") from error
-        assert stored.is_contiguous() and not stored.storage_offset(), file.name
+            fits = (tuple(stored.shape), stored.dtype) == (chunk.sizes, piece.dtype)
+        except (RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError):
+            fits = False
+        if not fits or not stored.is_contiguous() or stored.storage_offset():
+            what = f"{piece.dtype} tensor of {list(chunk.sizes)}"
+            raise ValueError(f"{path} is damaged: no {what} at byte {chunk.start}")
         first = 0
         for i, n in zip(index, chunk.sizes, strict=False):
             first = first * n + i
-        read_into(piece, file, chunk.start + begin + first * piece.nbytes)
+        read_into(piece, path, chunk.start + begin + first * piece.nbytes)
 
     def _check_files(self) -> None:
-        """Open every file that holds a chunk, and compare its size."""
+        """Compare the size of every file with what it is said to hold."""
+        ends: dict[str, int] = defaultdict(int)
         for chunk in (chunk for chunks in self._chunks.values() for chunk in chunks):
-            path = self.directory / chunk.file
-            if chunk.file not in self._files:
-                if not path.is_file():
-                    raise ValueError(f"{self.directory} lacks {chunk.file}, named in its metadata")
-                self._files[chunk.file] = path.open("rb", buffering=0)
-            size = os.fstat(self._files[chunk.file].fileno()).st_size
-            if size < chunk.start + chunk.length:
-                raise ValueError(f"{path} is damaged or not complete: it ends at byte {size}")
+            ends[chunk.file] = max(ends[chunk.file], chunk.start + chunk.length)
+        for name, end in ends.items():
+            path = self.directory / name
+            if not path.is_file():
+                raise ValueError(f"{self.directory} lacks {name}, named in its metadata")
+            if path.stat().st_size < end:
+                raise ValueError(f"{path} is damaged or not complete: it should have {end} bytes")
 
 
 def locate(mapping: Mapping, name: str, reader: CheckpointReader) -> Place:
@@ -216,7 +215,12 @@ def save_chunk(tensor: torch.Tensor, file: Any) -> tuple[int, int]:
     start = file.size
     # The checksum takes longer than everything else together, and no reader looks at it.
     with torch.utils.serialization.config.patch("save.compute_crc32", False):
-        torch.save(tensor, file)
+        try:
+            torch.save(tensor, file)
+        except RuntimeError as error:  # raised while another one passed through torch
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
     return start, file.size - start
 
 

@@ -35,20 +35,21 @@ class _Stored:
 
 
 class _File:
-    """One safetensors file, open, with its header read and compared with its size."""
+    """One safetensors file, its header read and compared with its size."""
 
     def __init__(self, path: Path) -> None:
-        self.handle: BinaryIO = path.open("rb", buffering=0)
+        self.path = path
         try:
-            self.tensors = self._tensors(path.stat().st_size)
+            with path.open("rb") as file:
+                self.tensors = self._tensors(file, path.stat().st_size)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged or not complete: {error}") from error
 
-    def _tensors(self, size: int) -> dict[str, _Stored]:
-        start = 8 + int.from_bytes(self.handle.read(8), "little")
+    def _tensors(self, file: BinaryIO, size: int) -> dict[str, _Stored]:
+        start = 8 + int.from_bytes(file.read(8), "little")
         if not 8 < start <= size:
             raise ValueError(f"{size} bytes do not hold the header")
-        header = json.loads(self.handle.read(start - 8))
+        header = json.loads(file.read(start - 8))
         header.pop("__metadata__", None)
         tensors, end = {}, 0
         by_offset = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
@@ -118,7 +119,7 @@ class SafetensorsSource:
             offset += first * math.prod(shape[1:]) * dtype.itemsize
             shape[0] = max(last - first, 0)
         tensor = torch.empty(shape, dtype=dtype)
-        read_into(tensor, self._file(name).handle, offset)
+        read_into(tensor, self._file(name).path, offset)
         if dim is None or dim == 0:
             return tensor
         return tensor[(slice(None),) * dim + (slice(start, end),)].contiguous()

@@ -4,9 +4,9 @@
 over files must not read the rest.
 """
 
-import os
 from collections.abc import Mapping
-from typing import BinaryIO, Optional, Protocol
+from pathlib import Path
+from typing import Optional, Protocol
 
 import torch
 
@@ -53,18 +53,20 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
-def read_into(tensor: torch.Tensor, file: BinaryIO, offset: int) -> None:
+def read_into(tensor: torch.Tensor, path: Path, offset: int) -> None:
     """Fill a contiguous tensor with the bytes of a file from `offset` on.
 
     Raises:
         ValueError: the file ends before.
     """
     rest = raw_bytes(tensor) if tensor.numel() else memoryview(b"")
-    while rest:
-        count = os.preadv(file.fileno(), [rest], offset)  # at most 2 GiB at once
-        if not count:
-            raise ValueError(f"{file.name} is damaged or not complete: it ends at byte {offset}")
-        rest, offset = rest[count:], offset + count
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while rest:
+            count = file.readinto(rest)  # at most 2 GiB at once
+            if not count:
+                raise ValueError(f"{path} is damaged or not complete: it ends too early")
+            rest = rest[count:]
 
 
 class DictSource:

@@ -44,9 +44,12 @@ class OutputFile:
     def flush(self) -> None:
         """Nothing is held back."""
 
+    def close(self) -> None:
+        self._file.close()
+
     def sync(self) -> None:
         os.fsync(self._file.fileno())
-        self._file.close()
+        self.close()
 
 
 class OutputDirectory:
@@ -86,12 +89,15 @@ class OutputDirectory:
         )
         self._pool = ThreadPoolExecutor(1)
         self._syncing: list[Future[None]] = []
+        self._open: Optional[OutputFile] = None
 
     def __enter__(self) -> "OutputDirectory":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
+        if self._open is not None:
+            self._open.close()
         self._bar.close()
         self._journal.close()
 
@@ -109,7 +115,8 @@ class OutputDirectory:
 
     def create(self, name: str) -> OutputFile:
         """A new file; hand it to `close` when all is written."""
-        return OutputFile(self.partial / name, self._bar)
+        self._open = OutputFile(self.partial / name, self._bar)
+        return self._open
 
     def close(self, file: OutputFile, note: Any) -> None:
         """Record a file as finished, with a note for whoever continues; it is synced meanwhile."""
