@@ -5,17 +5,16 @@
 
 Random bf16 weights in the sizes of Qwen2.5-1.5B, in files of 1 GB. Every round copies the files,
 converts to Megatron's format and back, in turn, each to a new directory that is removed after; the
-files are in the page cache for all three. A copy is `cp` file after file and then `fsync` of each,
-as a conversion ends with its output on the disk; `copy_unsynced` is `cp` alone, for what memory
-could do. Times are those within the process (start-up, some seconds of imports, is a row of its
-own); peak memory is the process's largest resident set, from the kernel.
+files are in the page cache for all of them. A copy is `shutil.copyfile` and `fsync` of each file,
+as a conversion ends with its output on the disk; `copy_unsynced` leaves out the `fsync`. Each is a
+process of its own with the same imports, whose time is a row of its own; peak memory is the largest
+resident set of that process, from the kernel.
 """
 
 import argparse
 import importlib.metadata
 import json
 import os
-import resource
 import runpy
 import shutil
 import subprocess
@@ -76,27 +75,36 @@ def generate(directory: Path, layers: int) -> None:
 
 
 def child(name: str, source: str, out: str) -> None:
-    """One conversion in this process; the last line says how long and how much memory."""
+    """One of `NAMES` in this process; the last line says how long and how much memory."""
     began = time.monotonic()
     from megatron_zero import convert
 
-    function = getattr(convert, name)
-    imported = time.monotonic()
-    function(source, out, progress=False)
+    to_megatron, to_hf = convert.hf_to_megatron, convert.megatron_to_hf
+    imported, cpu = time.monotonic(), time.process_time()
+    if name == "hf_to_megatron":
+        to_megatron(source, out, progress=False)
+    elif name == "megatron_to_hf":
+        to_hf(source, out, progress=False)
+    else:
+        copy(Path(source), Path(out), sync=name == "copy")
     end = time.monotonic()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": end - imported, "import_s": imported - began, "peak": peak}))
+    # Not `ru_maxrss`, which begins with what the parent had.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    used = {"peak": int(status["VmHWM"].split()[0]) * 1024, "cpu_s": time.process_time() - cpu}
+    print(json.dumps({"seconds": end - imported, "import_s": imported - began, **used}))
 
 
-def convert(name: str, source: Path, out: Path) -> dict[str, float]:
+def run(name: str, source: Path, out: Path) -> dict[str, float]:
+    """`child` in a process of its own, all files of `source` having been read just before."""
+    for path in source.iterdir():
+        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
     command = [sys.executable, __file__, "--child", name, str(source), str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def copy(source: Path, out: Path, *, sync: bool) -> dict[str, float]:
-    began = time.monotonic()
+def copy(source: Path, out: Path, *, sync: bool) -> None:
     out.mkdir()
     for path in sorted(source.iterdir()):
         shutil.copyfile(path, out / path.name)
@@ -104,22 +112,18 @@ def copy(source: Path, out: Path, *, sync: bool) -> dict[str, float]:
             descriptor = os.open(out / path.name, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-    return {"seconds": time.monotonic() - began}
 
 
 def measure(directory: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
     """Rounds of all four in turn; `megatron` stays for the way back."""
     hf, out = directory / "hf", directory / "out"
-    convert("hf_to_megatron", hf, directory / "megatron")
+    run("hf_to_megatron", hf, directory / "megatron")
     blocks: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
     for _ in range(rounds):
         for name in NAMES:
             os.sync()  # nobody pays for what the one before left to be written
-            if name.startswith("copy"):
-                block = copy(hf, out, sync=name == "copy")
-            else:
-                source = hf if name == "hf_to_megatron" else directory / "megatron"
-                block = convert(name, source, out)
+            source = directory / "megatron" if name == "megatron_to_hf" else hf
+            block = run(name, source, out)
             blocks[name].append(block)
             if name == "megatron_to_hf":
                 same = all(
@@ -162,6 +166,7 @@ def main() -> None:
             "gb_per_s": round(size / best[key] / 1e9, 3),
             "throughput_of_copy": round(best["copy"] / best[key], 3),
             "throughput_of_copy_unsynced": round(best["copy_unsynced"] / best[key], 3),
+            "cpu_s": round(min(block["cpu_s"] for block in blocks[key]), 2),
             "peak_mb": round(peaks[key] / 1e6),
         }
         for key in NAMES[2:]
