@@ -22,6 +22,7 @@ from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
+from megatron_zero.policy.converted import is_megatron_checkpoint
 from megatron_zero.policy.forward import Objective
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
@@ -122,12 +123,13 @@ def build_policy(
 ) -> Policy:
     """The policy with its starting weights: a checkpoint's, or drawn from the run's seed."""
     padded = padded_vocab_size(hf_config["vocab_size"], topology.tp_size)
-    mapping = Mapping(family_for(hf_config), hf_config, padded)
-    source: TensorSource = RandomSource(mapping, config.seed)
+    mapping = Mapping(family_for(hf_config), hf_config, padded, with_mtp=False)
+    source: TensorSource | Path = RandomSource(mapping, config.seed)
     if config.model.init == "pretrained":
-        source = SafetensorsSource(local_model_dir(config.model.path, topology))
+        directory = local_model_dir(config.model.path, topology)
+        is_converted = is_megatron_checkpoint(directory)
+        source = directory if is_converted else SafetensorsSource(directory)
     return Policy(
-        hf_config,
         mapping,
         source,
         topology,

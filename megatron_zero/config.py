@@ -17,7 +17,6 @@ from megatron_zero.checks import at_least, check_run, divides, fail, one_of
 
 CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}
 
-
 TEMPLATES = ["qwen_math", "r1", "no", "arithmetic"]
 ANSWER_FORMATS = ["", "boxed", "answer_tag"]
 
@@ -200,19 +199,18 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    expert_model_parallel_size: int = 1  # experts are spread over it; taken out of TP x DP
+    expert_tensor_parallel_size: int = 1  # ranks that share one expert
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = True
     recompute: str = "none"  # none, selective (core attention) or full
 
     def __post_init__(self) -> None:
-        at_least(self, "parallel", 1, "tensor_model_parallel_size", "pipeline_model_parallel_size")
+        sizes = ("tensor_model", "pipeline_model", "expert_model", "expert_tensor")
+        at_least(self, "parallel", 1, *(f"{name}_parallel_size" for name in sizes))
         one_of(self, "parallel", "recompute", ["none", "selective", "full"])
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             fail("parallel.sequence_parallel", True, "needs tensor_model_parallel_size above 1")
-
-    @property
-    def model_parallel_size(self) -> int:
-        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
 
 
 @dataclass(**CONFIG_OPTIONS)

@@ -49,6 +49,12 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
     return hf_config
 
 
+def num_experts(hf_config: dict[str, Any]) -> int:
+    """Routed experts of a layer, by any of the names that HF has for them; 0 in a dense model."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    return next((hf_config[name] for name in names if hf_config.get(name)), 0)
+
+
 def with_vocab_size(hf_config: dict[str, Any], num_tokens: int) -> dict[str, Any]:
     """`hf_config` with a `vocab_size` that holds a tokenizer of `num_tokens` tokens.
 

@@ -7,13 +7,15 @@ from typing import Any
 
 from megatron_zero.checks import divides, fail
 from megatron_zero.config import ParallelConfig, RunConfig
+from megatron_zero.hf_config import num_experts
 
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     """Number of data-parallel replicas of `parallel` in a world of `world_size` processes."""
     path = "parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size"
-    divides(path, parallel.model_parallel_size, world_size, "the number of processes")
-    return world_size // parallel.model_parallel_size
+    size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    divides(path, size, world_size, "the number of processes")
+    return world_size // size
 
 
 def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> None:
@@ -38,12 +40,35 @@ def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> N
     divides(path, tp_size, hf_config["intermediate_size"], "the model's intermediate_size")
     path = "parallel.pipeline_model_parallel_size"
     divides(path, pp_size, hf_config["num_hidden_layers"], "the model's layers")
+    _check_experts(parallel, num_experts(hf_config), world_size)
     if isinstance(config, RunConfig):
         _check_rollout_layout(config, hf_config, world_size, dp_size)
     else:
         _multiple_of_dp(
             "documents.sequences_per_step", config.documents.sequences_per_step, dp_size
         )
+
+
+def _check_experts(parallel: ParallelConfig, experts: int, world_size: int) -> None:
+    """Experts have a layout of their own on the ranks of each pipeline stage."""
+    tp_size, ep_size = parallel.tensor_model_parallel_size, parallel.expert_model_parallel_size
+    etp_size = parallel.expert_tensor_parallel_size
+    path, inner = "parallel.expert_model_parallel_size", "parallel.expert_tensor_parallel_size"
+    if not experts:
+        for name, size in ((path, ep_size), (inner, etp_size)):
+            if size > 1:
+                fail(name, size, "must be 1: the model has no experts")
+        return
+    divides(path, ep_size, experts, "the model's experts")
+    stage = world_size // parallel.pipeline_model_parallel_size
+    divides(f"{path} * {inner}", ep_size * etp_size, stage, "the processes of a pipeline stage")
+    if tp_size > 1 and not parallel.sequence_parallel:
+        valid = "must be true: Megatron routes tokens that are split over TP"
+        fail("parallel.sequence_parallel", False, valid)
+    if ep_size == 1 and etp_size != tp_size:
+        # Megatron-Core 0.16.1 would leave the experts' gradients unreduced over TP.
+        valid = f"must be tensor_model_parallel_size={tp_size} without expert parallelism"
+        fail(inner, etp_size, valid)
 
 
 def _multiple_of_dp(path: str, value: int, dp_size: int) -> None:

@@ -6,7 +6,7 @@ table is valid for, and everything else is refused by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 HfConfig = Mapping[str, object]
@@ -24,11 +24,18 @@ class ConfigCheck:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeSettings:
-    """Rotary embedding: `rope_type` is "default" when positions are not rescaled."""
+    """Rotary embedding: `rope_type` is "default" when positions are not rescaled.
+
+    `scaling` holds the numbers of a rescaling by HF's names, such as `factor`.
+    """
 
     rope_type: str
     theta: float
     partial_rotary_factor: float = 1.0
+    scaling: dict[str, float] = field(default_factory=dict)
+
+
+_NO_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 def check_fields(hf_config: HfConfig, checks: tuple[ConfigCheck, ...]) -> None:
@@ -85,6 +92,11 @@ def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) ->
         partial_rotary_factor=_number(
             "partial_rotary_factor", _agreed("partial_rotary_factor", factors or [1.0])
         ),
+        scaling={
+            name: _number(name, _agreed(name, [block[name] for block in blocks if name in block]))
+            for name in sorted(set().union(*blocks))
+            if name not in _NO_SCALING
+        },
     )
 
 
@@ -100,19 +112,19 @@ def decoder_dims(hf_config: HfConfig) -> Dims:
         ValueError: naming a field that is missing, no positive integer, or does not divide.
     """
     names = ("hidden_size", "intermediate_size", "vocab_size")
-    dims = {name: _size(hf_config, name) for name in names}
-    dims["num_hidden_layers"] = _size(hf_config, "num_hidden_layers")
-    heads = dims["num_attention_heads"] = _size(hf_config, "num_attention_heads")
+    dims = {name: size_of(hf_config, name) for name in names}
+    dims["num_hidden_layers"] = size_of(hf_config, "num_hidden_layers")
+    heads = dims["num_attention_heads"] = size_of(hf_config, "num_attention_heads")
     if "num_key_value_heads" in hf_config and hf_config["num_key_value_heads"] is None:
         groups = heads
     else:
-        groups = _size(hf_config, "num_key_value_heads")
+        groups = size_of(hf_config, "num_key_value_heads")
     if heads % groups:
         raise ValueError(
             f"HF config num_key_value_heads={groups}: must divide num_attention_heads={heads}"
         )
     if hf_config.get("head_dim") is not None:
-        head_dim = _size(hf_config, "head_dim")
+        head_dim = size_of(hf_config, "head_dim")
     elif dims["hidden_size"] % heads == 0:
         head_dim = dims["hidden_size"] // heads
     else:
@@ -124,7 +136,44 @@ def decoder_dims(hf_config: HfConfig) -> Dims:
     return dims | {"q_rows": heads * head_dim, "kv_rows": groups * head_dim}
 
 
-def _size(hf_config: HfConfig, name: str) -> int:
+def latent_dims(hf_config: HfConfig) -> Dims:
+    """Sizes of a decoder with multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+
+    Returns:
+        The config's own sizes, and `q_rows`, `kv_down_rows`, `kv_up_rows`, `out_columns`: rows of
+        the projections of queries, to and from the shared latent, columns of the output's.
+
+    Raises:
+        ValueError: naming a field that is missing or no positive integer.
+    """
+    names = ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers")
+    names += ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+    dims = {name: size_of(hf_config, name) for name in (*names, "v_head_dim")}
+    if hf_config["q_lora_rank"] is not None:
+        dims["q_lora_rank"] = size_of(hf_config, "q_lora_rank")
+    heads, rope, value = dims["num_attention_heads"], dims["qk_rope_head_dim"], dims["v_head_dim"]
+    content = dims["qk_nope_head_dim"]
+    return dims | {
+        "num_key_value_heads": heads,
+        "q_rows": heads * (content + rope),
+        "kv_down_rows": dims["kv_lora_rank"] + rope,
+        "kv_up_rows": heads * (content + value),
+        "out_columns": heads * value,
+    }
+
+
+def expert_count(hf_config: HfConfig) -> int:
+    """Routed experts of a layer, under whichever of HF's names the config has them."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    found = [name for name in names if name in hf_config]
+    if not found:
+        raise ValueError(f"HF config {names[0]}: missing")
+    _agreed("num_experts", [hf_config[name] for name in found])
+    return size_of(hf_config, found[0])
+
+
+def size_of(hf_config: HfConfig, name: str) -> int:
+    """A field that must be a positive integer."""
     if name not in hf_config:
         raise ValueError(f"HF config {name}: missing")
     value = hf_config[name]

@@ -16,7 +16,7 @@ from typing import Optional
 
 import torch
 
-from megatron_zero.convert.hf_config import HfConfig
+from megatron_zero.convert.hf_config import HfConfig, rope_settings
 from megatron_zero.convert.kinds import KINDS, Kind, Shape, Split
 from megatron_zero.convert.rules import INDEX, Family, Rule
 from megatron_zero.convert.sources import TensorSource
@@ -59,8 +59,10 @@ class Mapping:
         family: from `families.family_for`.
         hf_config: the model's `config.json`.
         padded_vocab_size: rows of Megatron's embedding; None for the model's `vocab_size`.
+        with_mtp: whether multi-token-prediction layers are part of it; else they are ignored.
 
     Attributes:
+        rope: rotary settings.
         tied: whether input and output embedding are one tensor.
         dims: the model's sizes, `padded_vocab_size` among them.
         layer_sets: indices of the layers by kind, "all" among them.
@@ -72,11 +74,17 @@ class Mapping:
     """
 
     def __init__(
-        self, family: Family, hf_config: HfConfig, padded_vocab_size: Optional[int] = None
+        self,
+        family: Family,
+        hf_config: HfConfig,
+        padded_vocab_size: Optional[int] = None,
+        *,
+        with_mtp: bool = True,
     ) -> None:
         family.check_config(hf_config)
         self.family = family
         self.config: dict[str, object] = {**family.defaults, **hf_config}
+        self.rope = rope_settings(hf_config, family.rope_theta)
         self.tied = bool(self.config["tie_word_embeddings"])
         self.dims = family.dims(self.config)
         vocab_size = self.dims["vocab_size"]
@@ -87,12 +95,22 @@ class Mapping:
             )
         self.dims["padded_vocab_size"] = padded
         self.layer_sets = family.layer_sets(self.config, self.dims)
+        ignored = list(family.ignored)
+        if self.dims.get("mtp") and not with_mtp:
+            first = self.dims["num_hidden_layers"]
+            layers = "|".join(str(first + i) for i in range(self.dims["mtp"]))
+            ignored.append(rf"model\.layers\.({layers})\..*")
+            self.dims["mtp"] = 0
+        self._ignored = tuple(re.compile(pattern) for pattern in ignored)
         self._parameters: dict[str, _Parameter] = {}
         self._aliases: dict[str, str] = {}
         self._hf: dict[str, tuple[Shape, str]] = {}  # name -> shape, init
         for rule, index in self._expand():
             self._add(rule, index)
-        self._ignored = tuple(re.compile(pattern) for pattern in family.ignored)
+        self._copies: dict[str, list[str]] = {}  # original -> its copies
+        for name, original in family.copies(self.dims).items():
+            self._copies.setdefault(original, []).append(name)
+            self._hf[name] = self._hf[original]
 
     def megatron_names(self) -> tuple[str, ...]:
         """Every parameter of the unsplit Megatron model, in the order of the forward pass.
@@ -116,6 +134,12 @@ class Mapping:
     def hf_sources(self, megatron_name: str) -> tuple[str, ...]:
         """The HF tensors a Megatron parameter is read from."""
         return self._parameter(megatron_name).hf_names
+
+    def hf_targets(self, megatron_name: str) -> tuple[str, ...]:
+        """The HF tensors a Megatron parameter is written to, copies included, as by `to_hf`."""
+        parameter = self._parameter(megatron_name)
+        names = parameter.hf_names if parameter.exported else ()
+        return (*names, *(copy for name in names for copy in self._copies.get(name, ())))
 
     def canonical_name(self, megatron_name: str) -> str:
         """The table's own name of a parameter that may be given by an alias."""
@@ -241,7 +265,9 @@ class Mapping:
         if not parameter.exported:
             return []
         tensors = parameter.kind.to_hf(full, self.dims)
-        return list(zip(parameter.hf_names, tensors, strict=True))
+        named = dict(zip(parameter.hf_names, tensors, strict=True))
+        copies = [(c, named[name]) for name in named for c in self._copies.get(name, ())]
+        return [*named.items(), *copies]
 
     def _expand(self) -> Iterator[tuple[Rule, dict[str, int]]]:
         """Each rule at each index; neighbouring rules of a layer stay together."""

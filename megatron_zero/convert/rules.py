@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
+from megatron_zero.convert.fp8 import is_fp8_blocks
 from megatron_zero.convert.hf_config import (
     ConfigCheck,
     Dims,
@@ -68,8 +69,14 @@ class Rule:
 
 
 def every_layer(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
-    """Layers that are all alike."""
+    """Layers that are all alike, and dense."""
     return {"all": range(dims["num_hidden_layers"])}
+
+
+def every_layer_moe(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
+    """Layers that are all alike, each with experts."""
+    layers = range(dims["num_hidden_layers"])
+    return {"all": layers, "moe": layers}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +84,10 @@ class Family:
     """Everything the engine knows of one HF `model_type`.
 
     `defaults` are the values the HF config class fills in for fields that are not written.
-    `layer_sets` names the layers that a rule may be limited to. `ignored` are regular expressions
-    of HF tensors that may be stored and are never read, unless a rule maps them.
+    `layer_sets` names the layers that a rule may be limited to: "all", and "moe" where there are
+    experts. `copies` are HF tensors that repeat another one, by its name. `ignored` are regular
+    expressions of HF tensors that may be stored and are never read, unless a rule maps them.
+    `fp8_blocks`: weights may be stored in 8 bits with a scale per block.
     """
 
     model_type: str
@@ -88,10 +97,13 @@ class Family:
     untied_rules: tuple[Rule, ...]  # added when it is false
     checks: tuple[ConfigCheck, ...]
     defaults: dict[str, object]
+    rope_theta: float = 10000.0  # where the config has none
     rope_types: tuple[str, ...] = ("default",)
     counts: dict[str, str] = field(default_factory=dict)  # placeholder -> a key of `Dims`
     dims: Callable[[HfConfig], Dims] = decoder_dims
     layer_sets: Callable[[HfConfig, Dims], dict[str, Sequence[int]]] = every_layer
+    copies: Callable[[Dims], dict[str, str]] = lambda dims: {}
+    fp8_blocks: bool = False
     ignored: tuple[str, ...] = ()
 
     def check_config(self, hf_config: HfConfig) -> None:
@@ -107,9 +119,14 @@ class Family:
                 raise ValueError(
                     f"HF config architectures={names}: must be one of {list(self.architectures)}"
                 )
-        check_fields(hf_config, self.checks)
-        default_theta = self.defaults.get("rope_theta")
-        rope = rope_settings(hf_config, default_theta)  # type: ignore[arg-type]
+        check_fields({**self.defaults, **hf_config}, self.checks)
+        quantization = hf_config.get("quantization_config")
+        if quantization is not None and not (self.fp8_blocks and is_fp8_blocks(quantization)):
+            raise ValueError(
+                f"HF config quantization_config={quantization!r}: must be null"
+                + (", or fp8 with weight_block_size" if self.fp8_blocks else "")
+            )
+        rope = rope_settings(hf_config, self.rope_theta)
         if rope.rope_type not in self.rope_types:
             raise ValueError(
                 f"HF config rope_type={rope.rope_type!r}: rescaled positions are not covered; "

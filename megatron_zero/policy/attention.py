@@ -91,10 +91,10 @@ class PackedAttention(MegatronModule):
         attention_bias: Optional[torch.Tensor] = None,
         packed_seq_params: Optional[PackedSeqParams] = None,
     ) -> torch.Tensor:
-        """query [T, heads, d], key and value [T, kv_heads, d] -> [T, heads * d]."""
+        """query [T, heads, d], key [T, kv_heads, d], value [T, kv_heads, v] -> [T, heads * v]."""
         assert packed_seq_params is not None, "the policy always packs"
         cu_seqlens = tuple(packed_seq_params.cu_seqlens_q.tolist())
-        _, num_heads, head_size = query.shape
+        num_heads, value_size = query.size(1), value.size(2)
         outputs = []
         for read, real, longest in attention_buckets(cu_seqlens):
             read, real = read.to(query.device), real.to(query.device)
@@ -110,7 +110,7 @@ class PackedAttention(MegatronModule):
                 scale=self.softmax_scale,
                 enable_gqa=num_heads != key.size(1),
             )
-            rows = block.transpose(1, 2).reshape(-1, num_heads * head_size)
+            rows = block.transpose(1, 2).reshape(-1, num_heads * value_size)
             outputs.append(rows.index_select(0, real))
         inverse = _inverse_order(cu_seqlens).to(query.device)
         return torch.cat(outputs).index_select(0, inverse)

@@ -16,16 +16,17 @@ from megatron_zero.policy.policy import Policy
 _INCOMPLETE = ".incomplete"
 
 
-def _metadata(policy: Policy) -> dict[str, Any]:
+# Written into each checkpoint: how Megatron's sharded state is named and cut.
+_CONTENT = {
     # The default sharding of the distributed optimizer cannot be loaded into another layout.
-    return {
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "dp_cp_group": policy.topology.dp_group,
-    }
+    "distrib_optim_sharding_type": "fully_reshardable",
+    # Each layer under its own key: models of unlike layers have no other way.
+    "non_homogeneous_layers": True,
+}
 
 
 def _sharded_state(policy: Policy, *, is_loading: bool) -> dict[str, Any]:
-    metadata = _metadata(policy)
+    metadata = _CONTENT | {"dp_cp_group": policy.topology.dp_group}
     model = policy.model.sharded_state_dict(metadata=metadata)
     return {
         "model": model,
@@ -54,10 +55,8 @@ def save(directory: Path, policy: Policy, loop_state: dict[str, Any]) -> None:
     state = _sharded_state(policy, is_loading=False)
     state["loop"] = loop_state
     state["scheduler"] = policy.scheduler.state_dict()
-    content = {k: v for k, v in _metadata(policy).items() if k != "dp_cp_group"}
-    dist_checkpointing.save(
-        state, str(partial), TorchDistSaveShardedStrategy("torch_dist", 1), content_metadata=content
-    )
+    strategy = TorchDistSaveShardedStrategy("torch_dist", 1)
+    dist_checkpointing.save(state, str(partial), strategy, content_metadata=dict(_CONTENT))
     dist.barrier(group=policy.topology.host_group)
     if dist.get_rank() == 0:
         partial.rename(directory)

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.convert.sources import TensorSource
-from megatron_zero.policy.model import PolicyModel, global_parameter_name
+from megatron_zero.policy.model import PolicyModel, global_parameter_names
 from megatron_zero.policy.parallel import Topology
+
+
+def named_tensors(model: PolicyModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, and the buffers that belong to the weights: the routers' bias."""
+    yield from model.named_parameters()
+    for name, buffer in model.named_buffers():
+        if name.endswith("router.expert_bias"):
+            yield name, buffer
 
 
 def load(model: PolicyModel, mapping: Mapping, source: TensorSource, topology: Topology) -> None:
@@ -25,39 +33,75 @@ def load(model: PolicyModel, mapping: Mapping, source: TensorSource, topology: T
     """
     mapping.check_source(source)
     with torch.no_grad():
-        for name, param in model.named_parameters():
-            shard = mapping.to_megatron_shard(
-                global_parameter_name(name, model), source, topology.tp_rank, topology.tp_size
-            )
+        for name, param in named_tensors(model):
+            own = _own_name(name, model, topology)
+            group = _shards(own, tuple(param.shape), mapping, topology)
+            shard = mapping.to_megatron_shard(own, source, group.rank, group.size)
             assert shard.shape == param.shape, f"{name}: {shard.shape} for {param.shape}"
             param.copy_(shard)
 
 
+def _own_name(name: str, model: PolicyModel, topology: Topology) -> str:
+    names = global_parameter_names(name, model, topology)
+    return names[topology.ep_rank] if len(names) > 1 else names[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shards:
+    """Over which ranks a parameter is split."""
+
+    rank: int
+    size: int
+    group: dist.ProcessGroup
+
+
+def _shards(name: str, shape: tuple[int, ...], mapping: Mapping, topology: Topology) -> _Shards:
+    """TP's ranks, or the experts' own; one rank where a layer keeps the whole parameter."""
+    if EXPERT.search(name):
+        rank, size, group = topology.etp_rank, topology.etp_size, topology.etp_group
+    else:
+        rank, size, group = topology.tp_rank, topology.tp_size, topology.tp_group
+    # TE's latent attention does not split its down projections; Megatron's own layers do.
+    if shape == mapping.full_shape(name):
+        rank, size = 0, 1
+    return _Shards(rank=rank, size=size, group=group)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Export:
-    """One parameter of the unsplit model: whose it is and how large."""
+    """One parameter of a stage: its name on each expert-parallel rank, and its size."""
 
-    name: str
+    names: tuple[str, ...]
+    is_expert: bool
     stage: int
-    num_bytes: int  # of the full tensor
+    num_bytes: int  # of the full tensors, all names together
+    dtype: torch.dtype
 
 
-def _exports(model: PolicyModel, mapping: Mapping, topology: Topology) -> list[_Export]:
+def _exports(
+    own: dict[tuple[str, ...], torch.Tensor], mapping: Mapping, topology: Topology
+) -> list[_Export]:
     """Every exported parameter, stage by stage; the same list on every rank."""
     exported = set(mapping.megatron_names())
-    own = []
-    for name, param in model.named_parameters():
-        global_name = mapping.canonical_name(global_parameter_name(name, model))
-        if global_name in exported:
-            num_bytes = param.element_size() * _numel(mapping.full_shape(global_name))
-            own.append(_Export(name=global_name, stage=topology.pp_rank, num_bytes=num_bytes))
-    stages: list[list[_Export]] = [own]
+    mine = [
+        _Export(
+            names=names,
+            is_expert=EXPERT.search(names[0]) is not None,
+            stage=topology.pp_rank,
+            num_bytes=tensor.element_size() * _numel(mapping.full_shape(names[0])) * len(names),
+            dtype=tensor.dtype,
+        )
+        for names, tensor in own.items()
+        if names[0] in exported
+    ]
+    stages: list[list[_Export]] = [mine]
     if topology.pp_size > 1:
         stages = [[] for _ in range(topology.pp_size)]
-        dist.all_gather_object(stages, own, group=topology.pp_group)
+        dist.all_gather_object(stages, mine, group=topology.pp_group)
     exports = [export for stage in stages for export in stage]
-    missing = exported - {export.name for export in exports}
-    assert not missing and len(exports) == len(exported), f"no stage owns {sorted(missing)}"
+    found = [name for export in exports for name in export.names]
+    missing = exported - set(found)
+    assert not missing and len(exported) == len(found), f"no stage owns {sorted(missing)}"
     return exports
 
 
@@ -73,7 +117,8 @@ def _buckets(exports: list[_Export], bucket_bytes: int) -> Iterator[list[_Export
     bucket: list[_Export] = []
     size = 0
     for export in exports:
-        if bucket and (size + export.num_bytes > bucket_bytes or export.stage != bucket[0].stage):
+        fits = size + export.num_bytes <= bucket_bytes
+        if bucket and not (fits and _together(export, bucket[0])):
             yield bucket
             bucket, size = [], 0
         bucket.append(export)
@@ -82,20 +127,45 @@ def _buckets(exports: list[_Export], bucket_bytes: int) -> Iterator[list[_Export
         yield bucket
 
 
-def _gather_shards(
-    params: list[torch.Tensor], topology: Topology
+def _together(a: _Export, b: _Export) -> bool:
+    """Whether two parameters can travel in one message."""
+    return (a.stage, a.is_expert, a.dtype) == (b.stage, b.is_expert, b.dtype)
+
+
+def _gather(
+    tensors: list[torch.Tensor], size: int, group: dist.ProcessGroup
 ) -> list[tuple[torch.Tensor, ...]]:
-    """Per parameter, the shards of all tensor-parallel ranks: one collective for a bucket."""
-    if topology.tp_size == 1:
-        return [(param,) for param in params]
-    flat = torch.cat([param.reshape(-1) for param in params])
-    gathered = flat.new_empty(topology.tp_size * flat.numel())
-    dist.all_gather_into_tensor(gathered, flat, group=topology.tp_group)
-    per_rank = [row.split([p.numel() for p in params]) for row in gathered.chunk(topology.tp_size)]
+    """Per tensor, those of all ranks of the group: one collective for a bucket."""
+    if size == 1:
+        return [(tensor,) for tensor in tensors]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    gathered = flat.new_empty(size * flat.numel())
+    dist.all_gather_into_tensor(gathered, flat, group=group)
+    per_rank = [row.split([t.numel() for t in tensors]) for row in gathered.chunk(size)]
     return [
-        tuple(shard.view(param.shape) for shard in shards)
-        for param, *shards in zip(params, *per_rank, strict=True)
+        tuple(part.view(tensor.shape) for part in parts)
+        for tensor, *parts in zip(tensors, *per_rank, strict=True)
     ]
+
+
+def _whole(
+    bucket: list[_Export], own: list[torch.Tensor], mapping: Mapping, topology: Topology
+) -> dict[str, torch.Tensor]:
+    """The bucket's full Megatron parameters by name: shards joined, experts of all ranks there."""
+    size, group = topology.tp_size, topology.tp_group
+    if bucket[0].is_expert:
+        size, group = topology.etp_size, topology.etp_group
+    joined = [
+        parts[0]
+        if tuple(tensor.shape) == mapping.full_shape(entry.names[0])
+        else mapping.merge_shards(entry.names[0], parts)
+        for entry, tensor, parts in zip(bucket, own, _gather(own, size, group), strict=True)
+    ]
+    everywhere = _gather(joined, len(bucket[0].names), topology.ep_group)
+    full: dict[str, torch.Tensor] = {}
+    for entry, tensors in zip(bucket, everywhere, strict=True):
+        full |= zip(entry.names, tensors, strict=True)
+    return full
 
 
 def export(
@@ -104,7 +174,7 @@ def export(
     topology: Topology,
     *,
     bucket_bytes: int,
-    value: Callable[[torch.nn.Parameter], torch.Tensor] = torch.Tensor.detach,
+    value: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.detach,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Every HF tensor, whole, on every rank; collective, so all ranks must exhaust it.
 
@@ -116,17 +186,19 @@ def export(
         HF name and tensor in the parameters' dtype; valid until the next one is asked for.
     """
     own = {
-        mapping.canonical_name(global_parameter_name(name, model)): value(param)
-        for name, param in model.named_parameters()
+        tuple(
+            mapping.canonical_name(full) for full in global_parameter_names(name, model, topology)
+        ): value(tensor)
+        for name, tensor in named_tensors(model)
     }
-    for bucket in _buckets(_exports(model, mapping, topology), bucket_bytes):
+    for bucket in _buckets(_exports(own, mapping, topology), bucket_bytes):
         tensors: list[tuple[str, torch.Tensor]] = []
         if bucket[0].stage == topology.pp_rank:
-            shards = _gather_shards([own[e.name] for e in bucket], topology)
-            for entry, parts in zip(bucket, shards, strict=True):
-                tensors += mapping.to_hf(entry.name, mapping.merge_shards(entry.name, parts))
+            mine = [own[entry.names] for entry in bucket]
+            for name, full in _whole(bucket, mine, mapping, topology).items():
+                tensors += mapping.to_hf(name, full)
         if topology.pp_size > 1:
-            tensors = _broadcast(tensors, bucket, mapping, topology, own)
+            tensors = _broadcast(tensors, bucket, mapping, topology)
         yield from tensors
 
 
@@ -135,16 +207,16 @@ def _broadcast(
     bucket: list[_Export],
     mapping: Mapping,
     topology: Topology,
-    own: dict[str, torch.Tensor],
 ) -> list[tuple[str, torch.Tensor]]:
     """The owning stage's tensors on every stage of the pipeline, in one flat message."""
-    names = [name for entry in bucket for name in mapping.hf_sources(entry.name)]
+    full_names = [name for entry in bucket for name in entry.names]
+    names = [hf_name for name in full_names for hf_name in mapping.hf_targets(name)]
     shapes = [mapping.hf_shape(name) for name in names]
     if tensors:
         flat = torch.cat([tensor.reshape(-1) for _, tensor in tensors])
     else:
-        like = next(iter(own.values()))
-        flat = like.new_empty(sum(_numel(shape) for shape in shapes))
+        size = sum(_numel(shape) for shape in shapes)
+        flat = torch.empty(size, dtype=bucket[0].dtype, device=topology.device)
     source = dist.get_global_rank(topology.pp_group, bucket[0].stage)
     dist.broadcast(flat, src=source, group=topology.pp_group)
     pieces = flat.split([_numel(shape) for shape in shapes])

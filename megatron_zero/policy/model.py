@@ -1,4 +1,4 @@
-"""HF config -> TransformerConfig -> model, with Transformer Engine's layers or the local ones.
+"""The model of one pipeline stage, with Transformer Engine's layers or the local ones.
 
 The model returns per-token log-probabilities and entropy, not logits: its output layer works on
 the positions of `loss_mask` alone, so neither prompts nor padding cost a row of the vocabulary.
@@ -6,13 +6,15 @@ the positions of `loss_mask` alone, so neither prompts nor padding cost a row of
 
 import functools
 import importlib.util
+import math
+import re
 from typing import Any, Optional
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
     get_gpt_layer_local_spec,
-    get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -22,14 +24,16 @@ from megatron.core.transformer.transformer_block import (
     get_num_layers_to_build,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_zero.config import ParallelConfig
-from megatron_zero.convert.hf_config import rope_settings
+from megatron_zero.convert.hf_config import RopeSettings
+from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.policy.attention import PackedAttention, RMSNorm
 from megatron_zero.policy.logprobs import vocab_parallel_logprobs
 from megatron_zero.policy.parallel import Topology
+from megatron_zero.policy.upstream import sum_rotary_key_gradient, use_hf_group_scores
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+GROUPED = re.compile(r"experts\.(linear_fc[12])\.weight(\d+)$")
 
 
 @functools.cache
@@ -45,82 +49,43 @@ def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
     return -(-vocab_size // tp_size) * tp_size
 
 
-def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
-    return weight
-
-
-def transformer_config(
-    hf_config: dict[str, Any], parallel: ParallelConfig, dtype: torch.dtype
-) -> TransformerConfig:
-    """Megatron's configuration of an HF model (Qwen2's block) in this layout."""
-    heads = hf_config["num_attention_heads"]
-    recompute: dict[str, Any] = {}
-    if parallel.recompute == "full":
-        recompute = {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
-    elif parallel.recompute == "selective":
-        recompute = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    on_gpu = torch.cuda.is_available()
-    with_te = layer_implementation() == "transformer_engine"
-    return TransformerConfig(
-        num_layers=hf_config["num_hidden_layers"],
-        hidden_size=hf_config["hidden_size"],
-        ffn_hidden_size=hf_config["intermediate_size"],
-        num_attention_heads=heads,
-        num_query_groups=hf_config.get("num_key_value_heads") or heads,
-        kv_channels=hf_config.get("head_dim") or hf_config["hidden_size"] // heads,
-        layernorm_epsilon=hf_config["rms_norm_eps"],
+def _local_layer(config: TransformerConfig, *, is_moe: bool) -> ModuleSpec:
+    """Megatron's own layer with our norm and packed attention, checkpointed by TE's names."""
+    layer = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts if is_moe else None,
+        qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
         normalization="RMSNorm",
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        add_qkv_bias=True,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        attention_softmax_in_fp32=True,
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        sequence_parallel=parallel.sequence_parallel,
-        params_dtype=dtype,
-        pipeline_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        # Weights are loaded, never drawn. Not `perform_initialization=False`: that also leaves
-        # out the marks by which the gradient norm tells sharded parameters from replicated ones.
-        init_method=_leave_unset,
-        output_layer_init_method=_leave_unset,
-        embedding_init_method=_leave_unset,
-        use_cpu_initialization=not on_gpu,
-        variable_seq_lengths=parallel.pipeline_model_parallel_size > 1,
-        moe_token_dispatcher_type="alltoall",  # required by variable_seq_lengths, dense models too
-        calculate_per_token_loss=True,  # the sum contract, see policy/forward.py
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        bias_activation_fusion=on_gpu,
-        bias_dropout_fusion=on_gpu,
-        apply_rope_fusion=with_te,
-        persist_layer_norm=with_te,
-        **recompute,
     )
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = RMSNorm
+    attention = layer.submodules.self_attention.submodules
+    attention.core_attention = PackedAttention
+    names: dict[str, str] = {}
+    if config.multi_latent_attention:
+        for x in ("q", "kv"):
+            setattr(attention, f"{x}_layernorm", RMSNorm)
+            name = f"self_attention.linear_{x}_up_proj.layer_norm_"
+            names[f"self_attention.{x}_layernorm."] = name
+    else:
+        names["input_layernorm."] = "self_attention.linear_qkv.layer_norm_"
+        if config.qk_layernorm:
+            attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if not is_moe:
+        names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    layer.submodules.sharded_state_dict_keys_map = names
+    return layer
 
 
-def _local_block(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """Megatron's own layers with our norm and packed attention."""
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = PackedAttention
-    num_layers = get_num_layers_to_build(config)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
-
-
-def layer_spec(config: TransformerConfig) -> "ModuleSpec | TransformerBlockSubmodules":
+def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The layers of this stage, by `layer_implementation`."""
     if layer_implementation() == "transformer_engine":
-        return get_gpt_layer_with_transformer_engine_spec()
-    return _local_block(config)
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True)
+    first = get_transformer_layer_offset(config)
+    layers = range(first, first + get_num_layers_to_build(config))
+    has_experts = config.num_moe_experts is not None
+    pattern = config.moe_layer_freq if has_experts else [0] * config.num_layers
+    specs = [_local_layer(config, is_moe=bool(pattern[layer])) for layer in layers]
+    return TransformerBlockSubmodules(layer_specs=specs, layer_norm=RMSNorm)
 
 
 class PolicyModel(GPTModel):
@@ -179,37 +144,70 @@ class PolicyModel(GPTModel):
         )
 
 
+def llama3_frequencies(rope: RopeSettings, head_dim: int) -> torch.Tensor:
+    """[head_dim / 2] rotary frequencies of Llama 3.1 and later, float32.
+
+    Long wavelengths are stretched by `factor`, short ones kept, those between blended (HF's
+    `_compute_llama3_parameters`). Megatron's own fixes all but the factor.
+    """
+    scaling = rope.scaling
+    inverse = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * inverse + (1 - kept) * inverse / scaling["factor"]
+
+
 def build_model(
-    config: TransformerConfig,
-    hf_config: dict[str, Any],
-    topology: Topology,
-    *,
-    temperature: float = 1.0,
+    config: TransformerConfig, mapping: Mapping, topology: Topology, *, temperature: float = 1.0
 ) -> PolicyModel:
     """This rank's stage, on its device, with unset weights.
 
     `temperature` divides the logits, as it does when the engine samples.
     """
+    rope, vocab_size = mapping.rope, mapping.dims["vocab_size"]
+    if config.num_moe_experts is not None:
+        use_hf_group_scores(mapping.family.model_type)
+    if config.multi_latent_attention and layer_implementation() == "local":
+        if config.q_lora_rank == config.kv_lora_rank + config.qk_pos_emb_head_dim:
+            valid = "must not be kv_lora_rank + qk_rope_head_dim with Megatron's own layers"
+            raise ValueError(f"HF config q_lora_rank={config.q_lora_rank}: {valid}")
+        sum_rotary_key_gradient(config.kv_lora_rank, config.qk_pos_emb_head_dim)
     model = PolicyModel(
         config,
         layer_spec(config),
-        vocab_size=padded_vocab_size(hf_config["vocab_size"], topology.tp_size),
-        max_sequence_length=hf_config["max_position_embeddings"],
+        vocab_size=padded_vocab_size(vocab_size, topology.tp_size),
+        max_sequence_length=mapping.config["max_position_embeddings"],
         pre_process=topology.is_first_stage,
         post_process=topology.is_last_stage,
         position_embedding_type="rope",
-        rotary_base=rope_settings(hf_config, default_theta=10000.0).theta,
-        share_embeddings_and_output_weights=bool(hf_config["tie_word_embeddings"]),
-        real_vocab_size=hf_config["vocab_size"],
+        rotary_base=rope.theta,
+        share_embeddings_and_output_weights=mapping.tied,
+        real_vocab_size=vocab_size,
         temperature=temperature,
     )
+    if rope.rope_type == "llama3":
+        model.rotary_pos_emb.inv_freq = llama3_frequencies(rope, config.kv_channels)
     return model.to(topology.device)
 
 
-def global_parameter_name(name: str, model: PolicyModel) -> str:
-    """A parameter's name in the whole model: layers are numbered over all pipeline stages."""
+def global_parameter_names(name: str, model: PolicyModel, topology: Topology) -> tuple[str, ...]:
+    """What a parameter of this rank is called in the whole model, on each expert-parallel rank.
+
+    Layers are numbered over all pipeline stages, experts over all expert-parallel ranks; all
+    other parameters have one name. TE's grouped layer keeps expert i in `linear_fc1.weight{i}`.
+    """
     prefix = "decoder.layers."
     if not name.startswith(prefix):
-        return name
+        return (name,)
     local, rest = name[len(prefix) :].split(".", 1)
-    return f"{prefix}{model.decoder.layers[int(local)].layer_number - 1}.{rest}"
+    rest = GROUPED.sub(r"experts.local_experts.\2.\1.weight", rest)
+    layer = f"{prefix}{model.decoder.layers[int(local)].layer_number - 1}."
+    match = EXPERT.search(rest)
+    if match is None:
+        return (layer + rest,)
+    num_local = model.config.num_moe_experts // topology.ep_size
+    return tuple(
+        layer + EXPERT.sub(f"experts.local_experts.{int(match[1]) + rank * num_local}.", rest)
+        for rank in range(topology.ep_size)
+    )

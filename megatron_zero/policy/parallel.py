@@ -16,7 +16,10 @@ from megatron_zero.policy import cpu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """This rank's coordinates and groups. `dp` includes context parallelism (`dp_cp`)."""
+    """This rank's coordinates and groups. `dp` includes context parallelism (`dp_cp`).
+
+    Experts have their own: `ep` and, within an expert, `etp`.
+    """
 
     rank: int
     world_size: int
@@ -27,9 +30,15 @@ class Topology:
     pp_rank: int
     dp_size: int
     dp_rank: int
+    ep_size: int
+    ep_rank: int
+    etp_size: int
+    etp_rank: int
     tp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
     dp_group: dist.ProcessGroup
+    ep_group: dist.ProcessGroup
+    etp_group: dist.ProcessGroup
     host_group: dist.ProcessGroup  # all ranks, for Python objects: gloo on every machine
 
     @property
@@ -69,6 +78,8 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return Topology(
@@ -81,8 +92,14 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         dp_size=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
         dp_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        ep_size=parallel_state.get_expert_model_parallel_world_size(),
+        ep_rank=parallel_state.get_expert_model_parallel_rank(),
+        etp_size=parallel_state.get_expert_tensor_parallel_world_size(),
+        etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
         dp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        ep_group=parallel_state.get_expert_model_parallel_group(),
+        etp_group=parallel_state.get_expert_tensor_parallel_group(),
         host_group=dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD,
     )

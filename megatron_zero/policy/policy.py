@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -12,8 +13,9 @@ from megatron.core.distributed import finalize_model_grads
 from megatron_zero.config import OptimizerConfig, ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.sources import TensorSource
-from megatron_zero.policy import forward, hf_weights
-from megatron_zero.policy.model import DTYPES, build_model, layer_implementation, transformer_config
+from megatron_zero.policy import converted, forward, hf_weights
+from megatron_zero.policy.model import build_model, layer_implementation
+from megatron_zero.policy.model_config import DTYPES, transformer_config
 from megatron_zero.policy.optimizer import (
     adam_implementation,
     build_optimizer,
@@ -32,9 +34,8 @@ class Policy:
 
     def __init__(
         self,
-        hf_config: dict[str, Any],
         mapping: Mapping,
-        source: TensorSource,
+        source: "TensorSource | Path",
         topology: Topology,
         *,
         parallel: ParallelConfig,
@@ -48,9 +49,9 @@ class Policy:
         """Build this rank's stage and read its shards of the weights.
 
         Args:
-            hf_config: the model's `config.json`, vocabulary size filled in.
-            mapping: of `hf_config`, padded for this layout's TP.
-            source: the HF weights; only this rank's shards are read.
+            mapping: of the model, padded for this layout's TP, without multi-token prediction.
+            source: the HF weights, or the folder of a converted Megatron checkpoint; only this
+                rank's shards are read.
             topology: from `parallel.initialize`.
             dtype: "bf16" or "fp32" ("fp64" in tests).
             objective: what `forward_backward` minimises.
@@ -61,12 +62,16 @@ class Policy:
         self.topology = topology
         self.objective = objective
         self.mapping = mapping
-        config = transformer_config(hf_config, parallel, DTYPES[dtype])
-        self.model = build_model(config, hf_config, topology, temperature=temperature)
-        hf_weights.load(self.model, self.mapping, source, topology)
+        with_te = layer_implementation() == "transformer_engine"
+        config = transformer_config(mapping, parallel, DTYPES[dtype], with_te=with_te)
+        self.model = build_model(config, mapping, topology, temperature=temperature)
+        if isinstance(source, Path):
+            converted.load(source, self.model, topology)
+        else:
+            hf_weights.load(self.model, self.mapping, source, topology)
         self.ref_model: Optional[torch.nn.Module] = None
         if with_ref_policy:
-            self.ref_model = build_model(config, hf_config, topology, temperature=temperature)
+            self.ref_model = build_model(config, mapping, topology, temperature=temperature)
             self.ref_model.load_state_dict(self.model.state_dict())
             self.ref_model.requires_grad_(False)
         self.ddp_model = wrap_model(config, self.model, parallel)

@@ -2,12 +2,17 @@
 
 from typing import Optional
 
+from megatron_zero.convert.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from megatron_zero.convert.families.llama import LLAMA
+from megatron_zero.convert.families.mistral import MISTRAL, MIXTRAL
 from megatron_zero.convert.families.qwen2 import QWEN2
+from megatron_zero.convert.families.qwen3 import QWEN3, QWEN3_MOE
 from megatron_zero.convert.hf_config import HfConfig
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.rules import Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (QWEN2,)}
+_ALL = (QWEN2, QWEN3, LLAMA, MISTRAL, QWEN3_MOE, MIXTRAL, DEEPSEEK_V2, DEEPSEEK_V3)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def family_for(hf_config: HfConfig) -> Family:
@@ -23,6 +28,8 @@ def family_for(hf_config: HfConfig) -> Family:
     return FAMILIES[model_type]
 
 
-def mapping_for(hf_config: HfConfig, padded_vocab_size: Optional[int] = None) -> Mapping:
-    """The mapping of one model: `Mapping(family_for(hf_config), hf_config, padded_vocab_size)`."""
-    return Mapping(family_for(hf_config), hf_config, padded_vocab_size)
+def mapping_for(
+    hf_config: HfConfig, padded_vocab_size: Optional[int] = None, *, with_mtp: bool = True
+) -> Mapping:
+    """The mapping of one model; see `Mapping` for the arguments."""
+    return Mapping(family_for(hf_config), hf_config, padded_vocab_size, with_mtp=with_mtp)
