@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from megatron_zero.checks import fail
-from megatron_zero.convert.safetensors_io import INDEX_NAME
+from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
+from megatron_zero.convert.safetensors_io import INDEX_NAME, SafetensorsSource
+from megatron_zero.convert.sources import TensorSource
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HF_FILES = "hf_files.json"  # in a Megatron directory: the original's files and their tensors
@@ -56,18 +58,29 @@ def chosen_dtype(stored: torch.dtype, choice: str, stays_float32: bool) -> torch
     return stored if choice == "keep" or (stays_float32 and choice == "bf16") else DTYPES[choice]
 
 
-def carry_over(source: Path, directory: Path, dtype: str) -> None:
-    """Copy config, tokenizer and generation settings; the config tells the chosen type."""
+def open_source(directory: Path, config: dict[str, Any], dtype: str) -> TensorSource:
+    """The tensors of a directory; weights in 8-bit blocks become `dtype`, bf16 for keep."""
+    quantization = config.get("quantization_config")
+    if not is_fp8_blocks(quantization):
+        return SafetensorsSource(directory)
+    stored = SafetensorsSource(directory, fp8=True)
+    return DequantizedSource(stored, quantization, DTYPES.get(dtype, torch.bfloat16))
+
+
+def carry_over(source: Path, directory: Path, dtype: str, *, with_mtp: bool) -> None:
+    """Copy config, tokenizer and generation settings; the config tells what has changed."""
     for path in [path for pattern in _CARRIED for path in source.glob(pattern)]:
         if path.name not in _NOT_CARRIED:
             shutil.copyfile(path, directory / path.name)
     text = (source / "config.json").read_text(encoding="utf-8")
+    original = json.loads(text)
+    config = {k: v for k, v in original.items() if not is_fp8_blocks(v)}
     if dtype != "keep":
-        name = str(DTYPES[dtype]).removeprefix("torch.")
-        config = json.loads(text)
-        config |= {key: name for key in ("dtype", "torch_dtype") if key in config} or {
-            "dtype": name
-        }
+        fields = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        config |= dict.fromkeys(fields, str(DTYPES[dtype]).removeprefix("torch."))
+    if not with_mtp and config.get("num_nextn_predict_layers"):
+        config["num_nextn_predict_layers"] = 0
+    if config != original:
         text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
 

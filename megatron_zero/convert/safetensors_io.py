@@ -70,6 +70,7 @@ class SafetensorsSource:
     """The tensors of an HF directory: `model.safetensors`, or shards listed by an index file.
 
     A shard is opened when a tensor of it is asked for, so a pipeline stage opens only its own.
+    With `fp8` tensors may be stored in 8 bits; their scales are tensors of their own.
 
     Raises:
         ValueError: at construction if there is neither file, the index is malformed or a shard is
@@ -77,8 +78,9 @@ class SafetensorsSource:
             index says.
     """
 
-    def __init__(self, directory: "str | Path") -> None:
+    def __init__(self, directory: "str | Path", *, fp8: bool = False) -> None:
         self._directory = Path(directory)
+        self._dtypes = DTYPES | ({"F8_E4M3": torch.float8_e4m3fn} if fp8 else {})
         self._files: dict[str, _File] = {}
         if (self._directory / SINGLE_NAME).is_file():
             file = self._files[SINGLE_NAME] = _File(self._directory / SINGLE_NAME)
@@ -96,9 +98,10 @@ class SafetensorsSource:
 
     def dtype(self, name: str) -> torch.dtype:
         stored = self._stored(name).dtype
-        if stored not in DTYPES:
-            raise ValueError(f"{name} in {self._directory} is {stored}, not one of {list(DTYPES)}")
-        return DTYPES[stored]
+        if stored not in self._dtypes:
+            known = list(self._dtypes)
+            raise ValueError(f"{name} in {self._directory} is {stored}, not one of {known}")
+        return self._dtypes[stored]
 
     def files(self) -> dict[str, list[str]]:
         """The tensors of every file, in the order in which they are stored; opens them all."""

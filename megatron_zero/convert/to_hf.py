@@ -41,11 +41,12 @@ class MegatronTensors:
     def __init__(self, directory: Path, hf_config: "dict[str, object]", dtype: str) -> None:
         self._reader = CheckpointReader(directory)
         padded_vocab_size = self._reader.shape("embedding.word_embeddings.weight")[0]
-        self.mapping = mapping_for(hf_config, padded_vocab_size)
+        self.with_mtp = any(key.startswith("mtp.") for key in self._reader.keys)
+        self.mapping = mapping_for(hf_config, padded_vocab_size, with_mtp=self.with_mtp)
         names = self.mapping.megatron_names()
         self._places = {name: locate(self.mapping, name, self._reader) for name in names}
         check_left_over((place.key for place in self._places.values()), self._reader)
-        self._origin = {hf: name for name in names for hf in self.mapping.hf_sources(name)}
+        self._origin = {hf: name for name in names for hf in self.mapping.hf_targets(name)}
         self._dtype = dtype
         self._waiting: dict[str, torch.Tensor] = {}
 
@@ -117,7 +118,7 @@ def megatron_to_hf(
             weight_map = {name: file for file, names in files.items() for name in names}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (output.partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
-        hf_dir.carry_over(model_dir, output.partial, dtype)
+        hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
         said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
         if verify:
             said += verify_conversion(tensors.mapping, directory, output.partial, dtype)

@@ -55,6 +55,7 @@ def hf_to_megatron(
     pipeline_model_parallel_size: int = 1,
     expert_model_parallel_size: int = 1,
     dtype: str = "keep",
+    drop_mtp: bool = False,
     verify: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -68,6 +69,7 @@ def hf_to_megatron(
         tensor_model_parallel_size, pipeline_model_parallel_size, expert_model_parallel_size: what
             the files are cut for.
         dtype: bf16, fp32 or keep.
+        drop_mtp: leave out multi-token-prediction layers.
         verify: read back and compare, logits too where there is memory for both models.
         resume: continue `<out>.incomplete` if it is there.
         progress: show a bar on a terminal.
@@ -81,11 +83,13 @@ def hf_to_megatron(
     sizes = (tensor_model_parallel_size, pipeline_model_parallel_size, expert_model_parallel_size)
     hf_dir.check_dtype(dtype)
     directory = hf_dir.local_directory(hf, "hf")
-    mapping = _mapping(hf_dir.read_config(directory), *sizes)
-    source = SafetensorsSource(directory)
+    config = hf_dir.read_config(directory)
+    mapping = _mapping(config, *sizes, with_mtp=not drop_mtp)
+    source = hf_dir.open_source(directory, config, dtype)
     mapping.check_source(source)
     files = _files(mapping, source, dtype, *sizes[:2])
     inputs = {"source": hf_dir.fingerprint(directory), "dtype": dtype, "layout": list(sizes)}
+    inputs["drop_mtp"] = drop_mtp
     parameters = list(itertools.chain(*files.values()))
     total = sum(parameter.nbytes for parameter in parameters)
     with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
@@ -95,10 +99,8 @@ def hf_to_megatron(
             _add_chunks(chunks, name, members, places)
         keys = {p.entry.key: (p.entry.shape, p.dtype) for p in parameters}
         write_metadata(output.partial, keys, chunks, CONTENT)
-        known = set(mapping.hf_names())
-        assigned = {k: [n for n in v if n in known] for k, v in source.files().items()}
-        (output.partial / hf_dir.HF_FILES).write_text(json.dumps(assigned, indent=1) + "\n")
-        hf_dir.carry_over(directory, output.partial, dtype)
+        _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
+        hf_dir.carry_over(directory, output.partial, dtype, with_mtp=not drop_mtp)
         said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
         if verify:
             said += verify_conversion(mapping, output.partial, directory, dtype)
@@ -106,7 +108,16 @@ def hf_to_megatron(
     return said
 
 
-def _mapping(config: dict[str, object], tp_size: int, pp_size: int, ep_size: int) -> Mapping:
+def _keep_assignment(directory: Path, mapping: Mapping, path: Path) -> None:
+    """Record which tensors each file of the original holds, for the way back."""
+    known, stored = set(mapping.hf_names()), SafetensorsSource(directory, fp8=True).files()
+    assigned = {file: [n for n in names if n in known] for file, names in stored.items()}
+    path.write_text(json.dumps(assigned, indent=1) + "\n")
+
+
+def _mapping(
+    config: dict[str, object], tp_size: int, pp_size: int, ep_size: int, *, with_mtp: bool
+) -> Mapping:
     """The mapping with its vocabulary padded for `tp_size`; refuses sizes that do not divide."""
     dims = mapping_for(config).dims
     for kind, size, total, what in (
@@ -118,7 +129,8 @@ def _mapping(config: dict[str, object], tp_size: int, pp_size: int, ep_size: int
         if size not in valid:
             listed = ", ".join(map(str, valid))
             fail(f"{kind}_model_parallel_size", size, f"{total} {what}: must be one of {listed}")
-    mapping = mapping_for(config, -(-dims["vocab_size"] // tp_size) * tp_size)
+    padded_vocab_size = -(-dims["vocab_size"] // tp_size) * tp_size
+    mapping = mapping_for(config, padded_vocab_size, with_mtp=with_mtp)
     for name in mapping.megatron_names():
         try:
             mapping.shard_shape(name, tp_size)

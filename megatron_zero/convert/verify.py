@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import xxhash
 
+from megatron_zero.convert.hf_dir import open_source, read_config
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.safetensors_io import SafetensorsSource
 from megatron_zero.convert.sources import raw_bytes
 
 
@@ -36,7 +36,8 @@ def verify_conversion(mapping: Mapping, megatron: Path, hf: Path, dtype: str) ->
     """
     from megatron_zero.convert.to_hf import MegatronTensors  # which imports this module
 
-    tensors, source = MegatronTensors(megatron, mapping.config, dtype), SafetensorsSource(hf)
+    tensors = MegatronTensors(megatron, mapping.config, dtype)
+    source = open_source(hf, read_config(hf), dtype)
     for megatron_name in mapping.megatron_names():
         for name, tensor in tensors.convert(megatron_name):
             if _digest(tensor) != _digest(source.read(name).to(tensor.dtype)):
@@ -52,6 +53,8 @@ def _digest(tensor: torch.Tensor) -> tuple[torch.Size, bytes]:
 
 def _logits_problem(mapping: Mapping) -> str:
     """Why the logits cannot be compared here; empty if they can."""
+    if mapping.config.get("quantization_config"):
+        return "the original is quantized"
     for package in ("megatron", "transformers"):
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"

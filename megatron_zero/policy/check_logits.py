@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_zero.batching import build_microbatch
 from megatron_zero.config import ParallelConfig
-from megatron_zero.convert.families import family_for
+from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.hf_dir import read_config
 from megatron_zero.policy.parallel import initialize
 from megatron_zero.types import TrainSample
@@ -46,15 +46,16 @@ def megatron_logits(
     from megatron.core import dist_checkpointing
 
     from megatron_zero.policy.forward import forward_logprobs
-    from megatron_zero.policy.model import build_model, transformer_config
+    from megatron_zero.policy.model import build_model, layer_implementation
+    from megatron_zero.policy.model_config import transformer_config
 
-    config = transformer_config(hf_config, ParallelConfig(), torch.float32)
-    model = build_model(config, hf_config, topology)
+    mapping = mapping_for(hf_config, with_mtp=False)
+    with_te = layer_implementation() == "transformer_engine"
+    config = transformer_config(mapping, ParallelConfig(), torch.float32, with_te=with_te)
+    model = build_model(config, mapping, topology)
     content = dist_checkpointing.load_content_metadata(str(directory)) or {}
-    layers = {"non_homogeneous_layers": content.get("non_homogeneous_layers", False)}
-    state = {
-        "model": model.sharded_state_dict(metadata={**layers, "dp_cp_group": topology.dp_group})
-    }
+    metadata = {"dp_cp_group": topology.dp_group, "non_homogeneous_layers": False, **content}
+    state = {"model": model.sharded_state_dict(metadata=metadata)}
     model.load_state_dict(dist_checkpointing.load(state, str(directory))["model"])
     if rounded:
         model.to(torch.bfloat16).to(torch.float32)
@@ -79,7 +80,6 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bf16", "fp32", "keep"), default="keep")
     options = parser.parse_args()
     hf_config = read_config(options.hf)
-    hf_config = {**family_for(hf_config).defaults, **hf_config}
     rng = random.Random(0)
     samples = [
         TrainSample(

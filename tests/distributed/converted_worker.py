@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from megatron_zero.config import OptimizerConfig, ParallelConfig
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.hf_dir import read_config
-from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
 from megatron_zero.policy.parallel import Topology, initialize
 
@@ -43,20 +41,15 @@ def main() -> None:
 
 
 def converted_policy(directory: Path, layout: ParallelConfig, topology: Topology) -> Any:
-    """A policy whose every weight is what Megatron itself reads from `directory`."""
-    from megatron.core import dist_checkpointing
-
+    """A policy whose weights Megatron itself reads from `directory`."""
     from megatron_zero.policy import forward
     from megatron_zero.policy.model import padded_vocab_size
     from megatron_zero.policy.policy import Policy
 
     hf_config = read_config(directory)
-    vocab_size = hf_config["vocab_size"]
-    mapping = mapping_for(hf_config, padded_vocab_size(vocab_size, topology.tp_size))
-    policy = Policy(
-        hf_config,
-        mapping,
-        RandomSource(mapping, seed=9),  # other weights, all of which must be replaced
+    return Policy(
+        mapping_for(hf_config, padded_vocab_size(hf_config["vocab_size"], topology.tp_size)),
+        directory,
         topology,
         parallel=layout,
         optimizer=OptimizerConfig(),
@@ -64,15 +57,6 @@ def converted_policy(directory: Path, layout: ParallelConfig, topology: Topology
         objective=forward.next_token_objective,
         num_optimizer_steps=1,
     )
-    content = dist_checkpointing.load_content_metadata(str(directory))
-    metadata = {"dp_cp_group": topology.dp_group, **content}
-    state = {"model": policy.model.sharded_state_dict(metadata=metadata)}
-    policy.model.load_state_dict(dist_checkpointing.load(state, str(directory))["model"])
-    with torch.no_grad():  # the padding is nobody's: whatever it is, it must not come back
-        for name, param in policy.model.named_parameters():
-            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-                param[max(vocab_size - topology.tp_rank * len(param), 0) :] = 7.0
-    return policy
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def main() -> int:
     for kind in ("tensor", "pipeline", "expert"):
         parser.add_argument(f"--{kind}-model-parallel-size", type=int, default=1, metavar="N")
     parser.add_argument("--dtype", choices=("bf16", "fp32", "keep"), default="keep")
+    parser.add_argument("--drop-mtp", action="store_true", help="no multi-token prediction")
     parser.add_argument("--verify", action="store_true", help="read back and compare, and logits")
     parser.add_argument("--resume", action="store_true", help="continue what was interrupted")
     options = vars(parser.parse_args())

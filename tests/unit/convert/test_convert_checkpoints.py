@@ -18,6 +18,7 @@ import pytest
 import torch
 from convert_reference import hf_tensors, qwen2_config, reference_shards
 from safetensors.torch import load_file, save_file
+from test_convert_families import CONFIGS, source_of
 
 from megatron_zero.convert import (
     first_difference,
@@ -28,6 +29,7 @@ from megatron_zero.convert import (
 )
 from megatron_zero.convert.command_line import run
 from megatron_zero.convert.dist_checkpoint import CheckpointReader, Place
+from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.safetensors_io import INDEX_NAME, SafetensorsSource, write_hf_checkpoint
 from megatron_zero.convert.streaming import OutputDirectory, OutputFile
 from megatron_zero.convert.verify import VerificationError, verify_conversion
@@ -87,6 +89,58 @@ def test_there_and_back_is_bitwise(
     indices = [json.loads(either.pop(INDEX_NAME))["weight_map"] for either in (expected, found)]
     assert indices[0] == indices[1]
     assert found == expected  # the same files, byte by byte
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_there_and_back(tmp_path: Path, small_files: None, name: str) -> None:
+    source = source_of(mapping_for(CONFIGS[name]))
+    tensors = [(n, source.read(n)) for n in sorted(source.names())]
+    write_hf_checkpoint(tmp_path / "hf", tensors, max_shard_bytes=300_000)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(CONFIGS[name]))
+    experts = 2 if mapping_for(CONFIGS[name]).dims.get("num_experts") else 1
+    convert(tmp_path / "hf", tmp_path / "megatron", (2, 2), expert_model_parallel_size=experts)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", progress=False)
+    assert first_difference(tmp_path / "hf", tmp_path / "back") is None
+
+
+def test_prediction_layers_are_dropped_if_told(tmp_path: Path) -> None:
+    config = CONFIGS["deepseek_v3_mtp"]
+    source = source_of(mapping_for(config))
+    tensors = ((n, source.read(n)) for n in source.names())
+    write_hf_checkpoint(tmp_path / "hf", tensors)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    convert(tmp_path / "hf", tmp_path / "megatron", drop_mtp=True)
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", progress=False)
+    back = SafetensorsSource(tmp_path / "back")
+    assert {*back.names()} == {*mapping_for(config, with_mtp=False).hf_names()}
+    told = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert told == config | {"num_nextn_predict_layers": 0}
+
+
+def test_8_bit_blocks_become_bf16(tmp_path: Path) -> None:
+    config = CONFIGS["deepseek_v3"]
+    source = source_of(mapping_for(config))
+    tensors, expected = {}, {}
+    for name in source.names():
+        tensors[name] = expected[name] = source.read(name).bfloat16()
+        if name.endswith("down_proj.weight"):
+            blocks = [-(-size // 32) for size in tensors[name].shape]
+            scale = tensors[name + "_scale_inv"] = 0.5 + torch.rand(blocks)
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            grown = scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+            rows, columns = tensors[name].shape
+            expected[name] = (tensors[name].float() * grown[:rows, :columns]).bfloat16()
+    (tmp_path / "hf").mkdir()
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    quantization = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    stored = config | {"quantization_config": quantization}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(stored))
+    convert(tmp_path / "hf", tmp_path / "megatron", (2, 1))
+    megatron_to_hf(tmp_path / "megatron", tmp_path / "back", progress=False)
+    back = SafetensorsSource(tmp_path / "back")
+    assert {*back.names()} == {*expected}
+    assert all(torch.equal(back.read(name), expected[name]) for name in expected)
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
 
 
 def test_the_checkpoint_holds_the_reference_layout(tmp_path: Path, hf: Path) -> None:
@@ -196,7 +250,7 @@ def tool_status(words: list[str]) -> int:
 
 def test_verification_finds_one_flipped_bit(tmp_path: Path, hf: Path) -> None:
     convert(hf, tmp_path / "megatron")
-    mapping = to_megatron._mapping(qwen2_config(), 1, 1, 1)
+    mapping = to_megatron._mapping(qwen2_config(), 1, 1, 1, with_mtp=True)
     path = tmp_path / "megatron" / "stage000_0000.distcp"
     data = bytearray(path.read_bytes())
     reader = CheckpointReader(tmp_path / "megatron")
