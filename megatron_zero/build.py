@@ -12,9 +12,10 @@ from megatron_zero.batching import Packing
 from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.families import family_for
+from megatron_zero.convert.hf_dir import MODEL_FILES, carried_files, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
-from megatron_zero.convert.safetensors_io import SafetensorsSource, write_hf_checkpoint
+from megatron_zero.convert.safetensors_io import write_hf_checkpoint
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.data.datasets import evaluation_data, load_rows
@@ -31,9 +32,6 @@ from megatron_zero.types import Prompt
 
 logger = logging.getLogger(__name__)
 
-# What a model directory holds besides weights; all of it goes into an export.
-_MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-
 
 def local_model_dir(path: str, topology: Topology) -> Path:
     """The folder of a model: `path` itself, or the hub's files, downloaded once per node."""
@@ -41,7 +39,7 @@ def local_model_dir(path: str, topology: Topology) -> Path:
         return Path(path).expanduser()
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", *_MODEL_FILES]
+    patterns = ["*.safetensors", *MODEL_FILES]
     if topology.rank == 0:
         snapshot_download(path, allow_patterns=patterns)
     dist.barrier(group=topology.host_group)
@@ -80,10 +78,8 @@ def write_model_files(
     """Config and tokenizer without weights: what the engine starts from and an export carries."""
     directory.mkdir(parents=True, exist_ok=True)
     if source is not None and not model.tokenizer:
-        for pattern in _MODEL_FILES:
-            for path in source.glob(pattern):
-                if not path.name.endswith(".index.json"):
-                    shutil.copy(path, directory)
+        for path in carried_files(source):
+            shutil.copy(path, directory)
     else:
         tokenizer.save_pretrained(directory)
     config_path = directory / "config.json"
@@ -128,7 +124,9 @@ def build_policy(
     if config.model.init == "pretrained":
         directory = local_model_dir(config.model.path, topology)
         is_converted = is_megatron_checkpoint(directory)
-        source = directory if is_converted else SafetensorsSource(directory)
+        source = (
+            directory if is_converted else open_source(directory, hf_config, config.model.dtype)
+        )
     return Policy(
         mapping,
         source,

@@ -15,7 +15,7 @@ from megatron_zero.convert.sources import TensorSource
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HF_FILES = "hf_files.json"  # in a Megatron directory: the original's files and their tensors
 
-_CARRIED = ("*.json", "*.txt", "*.jinja", "*.model")
+MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _NOT_CARRIED = ("config.json", INDEX_NAME, HF_FILES, "metadata.json")
 
 
@@ -33,7 +33,7 @@ def local_directory(path: "str | Path", option: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *_CARRIED]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *MODEL_FILES]))
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={str(path)!r}: no such folder or hub id: {reason}") from error
@@ -67,11 +67,16 @@ def open_source(directory: Path, config: dict[str, Any], dtype: str) -> TensorSo
     return DequantizedSource(stored, quantization, DTYPES.get(dtype, torch.bfloat16))
 
 
+def carried_files(source: Path) -> list[Path]:
+    """What belongs to a model besides weights and config: tokenizer, generation settings."""
+    files = [path for pattern in MODEL_FILES for path in source.glob(pattern)]
+    return sorted(path for path in files if path.name not in _NOT_CARRIED)
+
+
 def carry_over(source: Path, directory: Path, dtype: str, *, with_mtp: bool) -> None:
     """Copy config, tokenizer and generation settings; the config tells what has changed."""
-    for path in [path for pattern in _CARRIED for path in source.glob(pattern)]:
-        if path.name not in _NOT_CARRIED:
-            shutil.copyfile(path, directory / path.name)
+    for path in carried_files(source):
+        shutil.copyfile(path, directory / path.name)
     text = (source / "config.json").read_text(encoding="utf-8")
     original = json.loads(text)
     config = {k: v for k, v in original.items() if not is_fp8_blocks(v)}

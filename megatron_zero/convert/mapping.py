@@ -149,6 +149,10 @@ class Mapping:
         """The dim that tensor parallelism splits; None for a replicated parameter."""
         return self._parameter(megatron_name).tp_dim
 
+    def num_blocks(self, megatron_name: str) -> int:
+        """Blocks along `tp_dim` of which each rank holds its part: 2 for gate over up."""
+        return self._parameter(megatron_name).kind.num_blocks
+
     def stays_float32(self, megatron_name: str) -> bool:
         """Whether Megatron holds it in float32 whatever the dtype of the weights."""
         return self._parameter(megatron_name).float32

@@ -169,7 +169,7 @@ def _parameter(
         raise ValueError(f"HF tensors {', '.join(hf_names)}: must have one type, not {[*stored]}")
     chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapping.stays_float32(name))
     # Every rank holds its part of each block: of gate and of up, where they are stacked.
-    parts = tp_size * mapping._parameter(name).kind.num_blocks
+    parts = tp_size * mapping.num_blocks(name)
     blocks = list(_blocks(mapping.full_shape(name), chosen.itemsize, mapping.tp_dim(name), parts))
     entry = mapping.checkpoint_entry(name)
     return _Parameter(name=name, entry=entry, dtype=chosen, blocks=blocks)

@@ -46,29 +46,30 @@ def megatron_logits(
     from megatron.core import dist_checkpointing
 
     from megatron_zero.policy.forward import forward_logprobs
-    from megatron_zero.policy.model import build_model, layer_implementation
+    from megatron_zero.policy.model import build_chunks, layer_implementation
     from megatron_zero.policy.model_config import transformer_config
 
     mapping = mapping_for(hf_config, with_mtp=False)
     with_te = layer_implementation() == "transformer_engine"
     config = transformer_config(mapping, ParallelConfig(), torch.float32, with_te=with_te)
-    model = build_model(config, mapping, topology)
+    (model,) = build_chunks(config, mapping, topology)
     content = dist_checkpointing.load_content_metadata(str(directory)) or {}
-    metadata = {"dp_cp_group": topology.dp_group, "non_homogeneous_layers": False, **content}
+    metadata = {"dp_cp_group": topology.dp_cp_group, "non_homogeneous_layers": False, **content}
     state = {"model": model.sharded_state_dict(metadata=metadata)}
     model.load_state_dict(dist_checkpointing.load(state, str(directory))["model"])
     if rounded:
         model.to(torch.bfloat16).to(torch.float32)
     captured = []
-    compute = model._logits
+    inputs = model._output_layer_inputs
 
-    def capture(*args: torch.Tensor) -> torch.Tensor:
-        captured.append(compute(*args))
+    def capture(*args: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        captured.append(inputs(*args))
         return captured[-1]
 
-    model._logits = capture
-    forward_logprobs(model, [build_microbatch(samples, range(len(samples)))])
-    return captured[0][:, : hf_config["vocab_size"]]
+    model._output_layer_inputs = capture
+    forward_logprobs([model], [build_microbatch(samples, range(len(samples)))], topology)
+    hidden, weight = captured[0]
+    return (hidden @ weight.t())[:, : hf_config["vocab_size"]]
 
 
 def main() -> int:

@@ -230,7 +230,7 @@ def _patch_optimizer_types() -> None:
     real = clip_grads.clip_grad_by_total_norm_fp32
     wrapped = _with_cuda_type_names(real)
     for module in list(sys.modules.values()):
-        if getattr(module, "clip_grad_by_total_norm_fp32", None) is real:
+        if vars(module).get("clip_grad_by_total_norm_fp32") is real:
             module.clip_grad_by_total_norm_fp32 = wrapped  # type: ignore[attr-defined]
 
 
