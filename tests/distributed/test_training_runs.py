@@ -36,9 +36,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(base: Path) -> dict[str, Path]:
-    """Four steps at once, and the same run lost after its third step and resumed."""
+    """Four steps at once, and the same run lost after its third step and resumed.
+
+    They start from the base model's conversion to a Megatron checkpoint.
+    """
+    converted = base.parent / "converted"
+    tool = REPOSITORY / "tools" / "convert" / "hf_to_megatron.py"
+    run([sys.executable, str(tool), f"{base}/hf/step_000070", str(converted), "--verify"])
     directories = {"whole": base.parent / "whole", "halves": base.parent / "halves"}
-    words = [*CLI, "train", "quickstart", f"model.path={base}/hf/step_000070", *OVERRIDES]
+    words = [*CLI, "train", "quickstart", f"model.path={converted}", *OVERRIDES]
     whole, halves = directories.values()
     every_two = ["num_steps=4", "checkpoint.every_num_steps=2"]
     run([*words, *every_two, "--run-dir", str(whole), "--nproc", "2"])
