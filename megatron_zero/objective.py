@@ -57,7 +57,7 @@ def dapo(config: RunConfig) -> RunConfig:
 
 def gspo(config: RunConfig) -> RunConfig:
     """GSPO (arXiv 2507.18071): GRPO with one ratio per response, and its section 5.1's bounds."""
-    loss = {"surrogate": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}
+    loss: dict[str, Any] = {"surrogate": "gspo", "clip_low": 3e-4, "clip_high": 4e-4}
     if config.loss.importance_cap > 0:
         loss["importance_level"] = "sequence"
     return _with(config, loss=loss | {"length_normalizer": "response"}, advantage=_GROUP_STD)
@@ -110,11 +110,11 @@ _GROUP_STD = {"baseline": "group_mean", "normalize_std": True}
 
 
 def _ppo(config: RunConfig, *, normalize_std: bool, length_normalizer: str) -> RunConfig:
-    return _with(
-        config,
-        advantage={"baseline": "group_mean", "normalize_std": normalize_std},
-        loss={"surrogate": "ppo", "length_normalizer": length_normalizer},
-    )
+    loss: dict[str, Any] = {"surrogate": "ppo", "length_normalizer": length_normalizer}
+    if config.loss.surrogate != "ppo":  # whose bounds are on another scale
+        loss |= {"clip_low": 0.2, "clip_high": 0.2}
+    advantage = {"baseline": "group_mean", "normalize_std": normalize_std}
+    return _with(config, loss=loss, advantage=advantage)
 
 
 def _with(config: RunConfig, **sections: "dict[str, Any]") -> RunConfig:
