@@ -3,7 +3,8 @@
 A group whose rewards are all alike has advantage 0 everywhere. DAPO's dynamic sampling
 (arXiv 2503.14476, equation 11: 0 < number of correct responses < G) draws further prompts until
 every group of the step has a signal; here for at most `max_rounds` rounds, after which groups
-without signal fill the places that are left, so that every step has the same number of groups.
+without signal fill the places that are left, so that every step has the same number of groups. An
+overlong penalty, which comes later, can still tell the responses of such a group apart.
 
 Each round draws exactly as many prompts as are missing. Nothing with a signal is ever thrown away
 or kept for a later step, so that short responses are not preferred, and the position in the prompts
@@ -56,7 +57,7 @@ class RolloutRounds:
         self._num_rounds += 1
 
     def chosen(self) -> tuple[list[RolloutGroup], list[Sequence[Graded]]]:
-        """`num_prompts` groups in the order they were drawn, those without signal last to be taken.
+        """`num_prompts` groups in the order drawn; those without signal only where others lack.
 
         Example (2 prompts, 2 rounds; + has a signal, - has none):
             - + then -: the first and the second. - + then +: the second and the third.

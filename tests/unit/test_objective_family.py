@@ -154,8 +154,11 @@ def to_library(groups: Groups) -> tuple[list[RolloutGroup], list[list[Graded]]]:
 
 def make_samples(config: RunConfig, groups: Groups) -> list[TrainSample]:
     rollouts, graded = to_library(groups)
-    rewards = training_rewards(rollouts, graded, config.reward, max_length=LONGEST)
-    advantages = advantage_function(config.advantage)(rewards.double())
+    rewards = training_rewards(rollouts, graded, config.reward, max_length=LONGEST).double()
+    # as in the loop, which has these sums from `Policy.kl_to_ref`
+    kl = [[math.fsum(a.old) - math.fsum(a.ref) for a in answers] for answers in groups]
+    rewards = rewards - config.advantage.kl_reward_coef * torch.tensor(kl, dtype=torch.float64)
+    advantages = advantage_function(config.advantage)(rewards)
     return build_samples(rollouts, graded, advantages, mask_truncated=config.loss.mask_truncated)
 
 
@@ -329,6 +332,21 @@ def literal_drgrpo(
     return terms
 
 
+def literal_kl_reward(groups: Groups, coef: float) -> Terms:
+    """RLOO as in its paper (section 2.1): the KL estimate of a response is part of its reward."""
+    terms = []
+    for answers in groups:
+        rewards = []
+        for a in answers:
+            kl = sum(a.old[t] - a.ref[t] for t in range(len(a)))
+            rewards.append(a.reward - coef * kl)
+        for i, a in enumerate(answers):
+            weight = rewards[i] - sum(r for j, r in enumerate(rewards) if j != i) / (G - 1)
+            for t in range(len(a)):
+                terms.append(-weight * a.new[t] / (P * G))
+    return terms
+
+
 def nothing(a: Answer, t: int) -> torch.Tensor:
     return torch.zeros((), dtype=torch.float64)
 
@@ -387,6 +405,11 @@ CASES: "dict[str, tuple[RunConfig, Callable[[Groups], Terms], dict]]" = {
         {},
     ),
     "rloo": (make_config("rloo"), literal_rloo, {}),
+    "rloo, KL in the reward": (
+        make_config("rloo", advantage={"kl_reward_coef": 0.05}),
+        lambda g: literal_kl_reward(g, 0.05),
+        {},
+    ),
     "entropy bonus": (
         make_config(loss={"entropy_coef": 0.03}),
         lambda g: literal_drgrpo(g, lambda a, t: -0.03 * a.entropy[t]),
