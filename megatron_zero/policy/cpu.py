@@ -234,6 +234,34 @@ def _patch_optimizer_types() -> None:
             module.clip_grad_by_total_norm_fp32 = wrapped  # type: ignore[attr-defined]
 
 
+def _patch_uneven_collectives() -> None:
+    """Gathers and scatters of unequal parts, between the ranks of one expert: gloo has none."""
+    from megatron.core.tensor_parallel import mappings
+
+    gather_even = mappings._gather_along_first_dim
+    scatter_even = mappings._reduce_scatter_along_first_dim
+
+    def gather(x: torch.Tensor, group: Any, sizes: Any = None, *rest: Any) -> torch.Tensor:
+        if group.size() == 1 or sizes is None:
+            return gather_even(x, group, sizes, *rest)
+        longest = max(int(size) for size in sizes)
+        padded = x.new_zeros(longest, *x.shape[1:])
+        padded[: len(x)] = x
+        whole = gather_even(padded, group)
+        parts = zip(whole.split(longest), sizes, strict=True)
+        return torch.cat([part[: int(size)] for part, size in parts])
+
+    def scatter(x: torch.Tensor, group: Any, sizes: Any = None, *rest: Any) -> torch.Tensor:
+        if group.size() == 1 or sizes is None:
+            return scatter_even(x, group, sizes, *rest)
+        summed = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(summed, group=group)
+        return summed.split([int(size) for size in sizes])[group.rank()].contiguous()
+
+    mappings._gather_along_first_dim = gather
+    mappings._reduce_scatter_along_first_dim = scatter
+
+
 def _patch_missing_te() -> None:
     """Names that modules of experts and latent attention leave undefined, or mocked, without TE."""
     from megatron.core.transformer import multi_latent_attention as latent
@@ -318,6 +346,7 @@ def install() -> None:
     torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]
     _patch_random()
     _patch_reduce()
+    _patch_uneven_collectives()
     _patch_missing_te()
     _patch_optimizer_types()
     _patch_distributed_optimizer_state()

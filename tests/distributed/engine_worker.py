@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from megatron_zero.batching import Packing, build_global_batch, build_samples
 from megatron_zero.config import ParallelConfig, RolloutConfig
+from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.determinism import sample_seed
 from megatron_zero.policy.parallel import initialize
@@ -88,7 +89,13 @@ def main() -> None:
             tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp, sequence_parallel=sp
         )
         topology = initialize(layout, seed=0)
-        policy = build(layout, topology, tied=tied, temperature=SETTINGS.temperature)
+        policy = build(
+            layout,
+            topology,
+            hf_config=tiny.hf_config(tied=tied),
+            make_source=lambda mapping: RandomSource(mapping, 0),
+            temperature=SETTINGS.temperature,
+        )
         sampler = Sampler(engine, topology.host_group)
         sync = ColocatedWeightSync(engine, policy.mapping.hf_names(), topology.host_group)
         version = 10 * number

@@ -1,32 +1,45 @@
 """Under torchrun: one step's loss and gradients in several layouts of one world, written to files.
 
-gradient_worker.py OUT_DIR LAYOUT...       LAYOUT: tp.pp.sp.max_tokens.tied, as in 2.1.1.100.0
+gradient_worker.py DIRECTORY CASE...       CASE: tp.pp.sp.ep.etp.max_tokens.family
+
+Weights are those of the checkpoint DIRECTORY/FAMILY.
 """
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from megatron_zero.batching import Packing, build_global_batch
-from megatron_zero.config import OptimizerConfig, ParallelConfig
-from megatron_zero.convert.families import family_for
+from megatron_zero.config import ModelConfig, OptimizerConfig, ParallelConfig
+from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.random_source import RandomSource
+from megatron_zero.convert.safetensors_io import SafetensorsSource
+from megatron_zero.convert.sources import TensorSource
+from megatron_zero.hf_config import read_hf_config
 from megatron_zero.policy.parallel import Topology, initialize
 from tests import tiny
 
 
-def build(layout: ParallelConfig, topology: Topology, *, tied: bool, objective=None, **more):
-    """A policy of the tiny model with seeded weights."""
+def build(
+    layout: ParallelConfig,
+    topology: Topology,
+    *,
+    hf_config: dict[str, Any],
+    make_source: Callable[[Mapping], TensorSource],
+    objective=None,
+    **more,
+):
+    """A policy of a model with a vocabulary of 131."""
     from megatron_zero.policy.forward import policy_objective
     from megatron_zero.policy.model import padded_vocab_size
     from megatron_zero.policy.policy import Policy
 
-    hf_config = tiny.hf_config(tied=tied)
-    mapping = Mapping(family_for(hf_config), hf_config, padded_vocab_size(131, topology.tp_size))
+    mapping = mapping_for(hf_config, padded_vocab_size(131, topology.tp_size))
     options = {
         "optimizer": OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_grad=0.2),
         "dtype": "fp32",
@@ -35,7 +48,7 @@ def build(layout: ParallelConfig, topology: Topology, *, tied: bool, objective=N
     }
     return Policy(
         mapping,
-        RandomSource(mapping, 0),
+        make_source(mapping),
         topology,
         parallel=layout,
         objective=objective or policy_objective(tiny.run_config().loss),
@@ -43,11 +56,17 @@ def build(layout: ParallelConfig, topology: Topology, *, tied: bool, objective=N
     )
 
 
-def one_step(layout: ParallelConfig, *, max_tokens: int, tied: bool) -> dict:
+def one_step(layout: ParallelConfig, *, max_tokens: int, checkpoint: Path) -> dict:
     from megatron_zero.policy import hf_weights
 
     topology = initialize(layout, seed=0)
-    policy = build(layout, topology, tied=tied, with_ref_policy=True)
+    policy = build(
+        layout,
+        topology,
+        hf_config=read_hf_config(ModelConfig(path=str(checkpoint))),
+        make_source=lambda mapping: SafetensorsSource(checkpoint),
+        with_ref_policy=True,
+    )
     packing = Packing(
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
@@ -73,7 +92,8 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, tied: bool) -> dict:
             policy.mapping,
             topology,
             bucket_bytes=30_000,
-            value=lambda param: param.main_grad,
+            # a router's bias is no parameter: it has none, and stays as it is
+            value=lambda param: getattr(param, "main_grad", torch.zeros_like(param)),
         )
     }
     values |= policy.optimizer_step().values
@@ -85,19 +105,22 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, tied: bool) -> dict:
 
 
 def main() -> None:
-    out, *layouts = sys.argv[1:]
-    for text in layouts:
-        tp, pp, sp, max_tokens, tied = map(int, text.split("."))
+    directory, cases = Path(sys.argv[1]), sys.argv[2:]
+    for text in cases:
+        *sizes, family = text.split(".")
+        tp, pp, sp, ep, etp, max_tokens = map(int, sizes)
         layout = ParallelConfig(
             tensor_model_parallel_size=tp,
             pipeline_model_parallel_size=pp,
             sequence_parallel=bool(sp),
+            expert_model_parallel_size=ep,
+            expert_tensor_parallel_size=etp,
             # gradients stay whole on every rank, so that they can be looked at
             use_distributed_optimizer=False,
         )
-        result = one_step(layout, max_tokens=max_tokens, tied=bool(tied))
+        result = one_step(layout, max_tokens=max_tokens, checkpoint=directory / family)
         if dist.get_rank() == 0:
-            torch.save(result, Path(out) / f"{text}.{dist.get_world_size()}.pt")
+            torch.save(result, directory / f"{text}.{dist.get_world_size()}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
