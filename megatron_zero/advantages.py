@@ -43,9 +43,9 @@ def group_advantages(rewards: torch.Tensor, *, normalize_std: bool) -> torch.Ten
 def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """Reward minus the mean of the *other* responses to the prompt: RLOO.
 
-    A_i = R_i - 1 / (G - 1) * sum_{j != i} R_j (arXiv 2402.14740, section 3.2; Kool et al. 2019). A
-    baseline that does not hold the response's own reward leaves the gradient unbiased; it equals
-    the advantage of `group_advantages` times G / (G - 1).
+    A_i = R_i - 1 / (G - 1) * sum_{j != i} R_j (arXiv 2402.14740, the RLOO estimator; Kool et
+    al. 2019). A baseline that does not hold the response's own reward leaves the gradient unbiased;
+    it equals the advantage of `group_advantages` times G / (G - 1).
 
     Args:
         rewards: [P, G] float.

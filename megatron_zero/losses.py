@@ -138,7 +138,7 @@ def cispo_loss(
 
 
 def reinforce_loss(logprobs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
-    """REINFORCE: -A logprob, [R]; on-policy only (arXiv 2402.14740, section 3.2, of RLOO)."""
+    """REINFORCE: -A logprob, [R]; on-policy only. RLOO's estimator (arXiv 2402.14740)."""
     return -advantages * logprobs
 
 

@@ -66,8 +66,8 @@ def gspo(config: RunConfig) -> RunConfig:
 def cispo(config: RunConfig) -> RunConfig:
     """CISPO (arXiv 2506.13585): clipped importance weights, no lower bound, token mean.
 
-    MiniMax-M1 does not publish its upper bound; 5 is in the middle of what ScaleRL found to make
-    no difference (arXiv 2510.13786).
+    MiniMax-M1 does not publish its upper bound; a weight of at most 5 is of the size that later
+    work with this objective uses.
     """
     loss = {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 4.0, "length_normalizer": "tokens"}
     return _with(config, loss=loss, advantage=_GROUP_STD)

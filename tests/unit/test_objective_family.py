@@ -306,7 +306,7 @@ def literal_cispo(groups: Groups, low: float, high: float) -> Terms:
 
 
 def literal_rloo(groups: Groups) -> Terms:
-    """arXiv 2402.14740, section 3.2: each response's log-probability, weighted."""
+    """arXiv 2402.14740, RLOO: each response's log-probability, weighted."""
     terms = []
     for answers in groups:
         for i, a in enumerate(answers):
@@ -333,7 +333,7 @@ def literal_drgrpo(
 
 
 def literal_kl_reward(groups: Groups, coef: float) -> Terms:
-    """RLOO as in its paper (section 2.1): the KL estimate of a response is part of its reward."""
+    """RLOO as in its paper: the KL estimate of a response is part of its reward."""
     terms = []
     for answers in groups:
         rewards = []
