@@ -23,6 +23,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Optional
 
 import torch
 
@@ -45,7 +46,17 @@ class Packing:
     dp_rank: int
     dp_size: int
     max_tokens: int  # per microbatch
-    alignment: int = 1  # sequences are padded to a multiple of it (sequence parallelism: TP)
+    alignment: int = 1  # sequences are padded to a multiple of it
+    num_microbatches_multiple: int = 1  # interleaved pipelines take them in groups of PP
+
+    def plan(self, lengths: Sequence[int]) -> list[list[list[int]]]:
+        """See `pack`."""
+        return pack(
+            lengths,
+            num_ranks=self.dp_size,
+            max_tokens=self.max_tokens,
+            multiple=self.num_microbatches_multiple,
+        )
 
 
 def build_samples(
@@ -114,11 +125,13 @@ def samples_to_train(
     return sorted(kept)
 
 
-def pack(lengths: Sequence[int], *, num_ranks: int, max_tokens: int) -> list[list[list[int]]]:
+def pack(
+    lengths: Sequence[int], *, num_ranks: int, max_tokens: int, multiple: int = 1
+) -> list[list[list[int]]]:
     """Spread sequences over ranks and microbatches: [rank][microbatch] -> indices.
 
     Longest first into the emptiest bin; every rank gets the same number of microbatches, the
-    smallest for which this fits. Deterministic in `lengths`.
+    smallest for which this fits and that is a multiple of `multiple`. Deterministic in `lengths`.
 
     Raises:
         ValueError: a sequence longer than `max_tokens`.
@@ -127,13 +140,13 @@ def pack(lengths: Sequence[int], *, num_ranks: int, max_tokens: int) -> list[lis
         raise ValueError(
             f"batch.max_tokens_per_microbatch={max_tokens}: must hold a sample of {max(lengths)}"
         )
-    per_rank = max(1, -(-sum(lengths) // (num_ranks * max_tokens)))
+    per_rank = padded_length(max(1, -(-sum(lengths) // (num_ranks * max_tokens))), multiple)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while True:
         bins = _fill(order, lengths, num_ranks * per_rank, max_tokens)
         if bins is not None:
             return [bins[rank::num_ranks] for rank in range(num_ranks)]
-        per_rank += 1
+        per_rank += multiple
 
 
 def _fill(
@@ -211,15 +224,22 @@ def build_microbatch(
     )
 
 
-def token_rows(microbatch: Microbatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> TokenRows:
+def token_rows(
+    microbatch: Microbatch,
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    cp_group: Optional[torch.distributed.ProcessGroup] = None,
+) -> TokenRows:
     """What the loss sees of a microbatch: its tokens under `loss_mask`.
 
     Args:
         logprobs, entropy: [R] of those tokens, with gradient.
+        cp_group: of the ranks that each have an equal part of every sequence; None: one has all.
     """
     mask = microbatch.loss_mask
     old, ref = microbatch.old_logprobs, microbatch.ref_logprobs
-    lengths = microbatch.cu_seqlens.diff().long()
+    num_parts = 1 if cp_group is None else cp_group.size()
+    lengths = microbatch.cu_seqlens.diff().long() // num_parts
     return TokenRows(
         logprobs=logprobs,
         entropy=entropy,
@@ -228,6 +248,7 @@ def token_rows(microbatch: Microbatch, logprobs: torch.Tensor, entropy: torch.Te
         rollout_logprobs=microbatch.rollout_logprobs[mask],
         old_logprobs=logprobs.detach() if old is None else old[mask],
         ref_logprobs=None if ref is None else ref[mask],
+        cp_group=cp_group,
         response_lengths=torch.segment_reduce(mask.double(), "sum", lengths=lengths).long(),
     )
 
@@ -262,7 +283,7 @@ def build_global_batch(
         )
         needed = [chosen[i] for i in kept]
         lengths = [padded_length(len(samples[i].token_ids) - 1, packing.alignment) for i in needed]
-        plan = pack(lengths, num_ranks=packing.dp_size, max_tokens=packing.max_tokens)
+        plan = packing.plan(lengths)
         minibatches.append(
             Minibatch(
                 microbatches=tuple(
@@ -321,7 +342,7 @@ def build_document_minibatch(
         for document in sequence
     ]
     lengths = [padded_length(len(s.token_ids) - 1, packing.alignment) for s in samples]
-    plan = pack(lengths, num_ranks=packing.dp_size, max_tokens=packing.max_tokens)
+    plan = packing.plan(lengths)
     return Minibatch(
         microbatches=tuple(
             build_microbatch(samples, bin_, alignment=packing.alignment)

@@ -143,14 +143,29 @@ def build_policy(
     )
 
 
+def sequence_alignment(parallel: ParallelConfig) -> int:
+    """What every sequence's length must be a multiple of.
+
+    Context parallelism deals out pairs of chunks; sequence parallelism cuts each rank's part again.
+    """
+    cp_size, tp_size = parallel.context_parallel_size, parallel.tensor_model_parallel_size
+    return (2 * cp_size if cp_size > 1 else 1) * (tp_size if parallel.sequence_parallel else 1)
+
+
 def packing(parallel: ParallelConfig, topology: Topology, max_tokens: int) -> Packing:
-    """How this rank packs sequences; sequence parallelism needs lengths that TP divides."""
+    """How this rank packs sequences."""
     return Packing(
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
         max_tokens=max_tokens,
-        alignment=topology.tp_size if parallel.sequence_parallel else 1,
+        alignment=sequence_alignment(parallel),
+        num_microbatches_multiple=topology.pp_size if topology.vp_size > 1 else 1,
     )
+
+
+def _more_layout(topology: Topology) -> str:
+    sizes = {"VPP": topology.vp_size, "CP": topology.cp_size, "EP": topology.ep_size}
+    return "".join(f" x {name} {size}" for name, size in sizes.items() if size > 1)
 
 
 def report(config: Config, policy: Policy, run_dir: RunDir, **more: str) -> None:
@@ -162,7 +177,8 @@ def report(config: Config, policy: Policy, run_dir: RunDir, **more: str) -> None
     environment = collect_environment(kernels, world_size=topology.world_size)
     create_run_dir(config, resume=True, environment=environment)
     print(
-        f"layout: TP {topology.tp_size} x PP {topology.pp_size} x DP {topology.dp_size}\n"
+        f"layout: TP {topology.tp_size} x PP {topology.pp_size} x DP {topology.dp_size}"
+        f"{_more_layout(topology)}\n"
         f"kernels: {', '.join(f'{name} {value}' for name, value in kernels.items())}\n"
         f"run directory: {run_dir.path}",
         flush=True,

@@ -79,6 +79,8 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int = 1  # chunks of layers per stage, interleaved
+    context_parallel_size: int = 1  # each sequence is cut over so many ranks
     expert_model_parallel_size: int = 1  # experts are spread over it; taken out of TP x DP
     expert_tensor_parallel_size: int = 1  # ranks that share one expert
     sequence_parallel: bool = False
@@ -86,11 +88,14 @@ class ParallelConfig:
     recompute: str = "none"  # none, selective (core attention) or full
 
     def __post_init__(self) -> None:
-        sizes = ("tensor_model", "pipeline_model", "expert_model", "expert_tensor")
-        at_least(self, "parallel", 1, *(f"{name}_parallel_size" for name in sizes))
+        at_least(self, "parallel", 1, *(n for n in self.__slots__ if n.endswith("_size")))
         one_of(self, "parallel", "recompute", ["none", "selective", "full"])
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             fail("parallel.sequence_parallel", True, "needs tensor_model_parallel_size above 1")
+        if self.virtual_pipeline_model_parallel_size > 1 and self.pipeline_model_parallel_size == 1:
+            path = "parallel.virtual_pipeline_model_parallel_size"
+            valid = "must be 1 without pipeline_model_parallel_size above 1"
+            fail(path, self.virtual_pipeline_model_parallel_size, valid)
 
 
 @dataclass(**CONFIG_OPTIONS)

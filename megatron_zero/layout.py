@@ -12,8 +12,11 @@ from megatron_zero.hf_config import num_experts
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     """Number of data-parallel replicas of `parallel` in a world of `world_size` processes."""
-    path = "parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size"
+    path = "parallel.tensor_model_parallel_size * pipeline_model_parallel_size"
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if parallel.context_parallel_size > 1:
+        path += " * context_parallel_size"
+        size *= parallel.context_parallel_size
     divides(path, size, world_size, "the number of processes")
     return world_size // size
 
@@ -38,8 +41,11 @@ def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> N
     if kv_heads % tp_size and tp_size % kv_heads:
         fail(path, tp_size, f"must divide, or be a multiple of, the model's {kv_heads} KV heads")
     divides(path, tp_size, hf_config["intermediate_size"], "the model's intermediate_size")
-    path = "parallel.pipeline_model_parallel_size"
-    divides(path, pp_size, hf_config["num_hidden_layers"], "the model's layers")
+    path, vp_size = "parallel.pipeline_model_parallel_size", 1
+    if parallel.virtual_pipeline_model_parallel_size > 1:
+        vp_size = parallel.virtual_pipeline_model_parallel_size
+        path += " * virtual_pipeline_model_parallel_size"
+    divides(path, pp_size * vp_size, hf_config["num_hidden_layers"], "the model's layers")
     _check_experts(parallel, num_experts(hf_config), world_size)
     if isinstance(config, RunConfig):
         _check_rollout_layout(config, hf_config, world_size, dp_size)

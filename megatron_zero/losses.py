@@ -9,8 +9,10 @@ order; S sequences, of which `response_lengths` [S] int64 counts the rows.
 """
 
 from collections.abc import Callable
+from typing import Optional
 
 import torch
+import torch.distributed as dist
 
 from megatron_zero.config import LossConfig
 from megatron_zero.types import TokenRows
@@ -22,12 +24,16 @@ Objective = Callable[[TokenRows], tuple[torch.Tensor, Sums, Sums]]
 MAX_LOG_RATIO = 40.0  # clamp of log-ratios in KL estimates (reference A5): exp stays finite
 
 
-def response_sums(values: torch.Tensor, response_lengths: torch.Tensor) -> torch.Tensor:
+def response_sums(
+    values: torch.Tensor, response_lengths: torch.Tensor, group: Optional[dist.ProcessGroup] = None
+) -> torch.Tensor:
     """[R] for every row, the sum of `values` over all rows of its response; without gradient.
 
-    The only place where rows of one response meet, in float64 whatever the rows are in. Every
-    sequence-level objective goes through it, so that it is here that ranks which hold parts of a
-    response would add up their totals.
+    The only place where rows of one response meet, in float64 whatever the rows are in.
+
+    Args:
+        response_lengths: [S] rows of each response on this rank.
+        group: of the ranks that have the other rows (context parallelism); None: there are none.
 
     Example:
         values [1, 2, 4], response_lengths [2, 0, 1] -> [3, 3, 4].
@@ -35,13 +41,17 @@ def response_sums(values: torch.Tensor, response_lengths: torch.Tensor) -> torch
     totals = torch.segment_reduce(
         values.detach().double(), "sum", lengths=response_lengths, initial=0.0
     )
+    if group is not None:
+        dist.all_reduce(totals, group=group)
     return totals.repeat_interleave(response_lengths, output_size=len(values)).to(values.dtype)
 
 
-def response_means(values: torch.Tensor, response_lengths: torch.Tensor) -> torch.Tensor:
+def response_means(
+    values: torch.Tensor, response_lengths: torch.Tensor, group: Optional[dist.ProcessGroup] = None
+) -> torch.Tensor:
     """[R] for every row, the mean of `values` over its response; without gradient."""
-    counts = response_sums(torch.ones_like(values), response_lengths)
-    return response_sums(values, response_lengths) / counts
+    counts = response_sums(torch.ones_like(values), response_lengths, group)
+    return response_sums(values, response_lengths, group) / counts
 
 
 def _clipped(
@@ -84,9 +94,8 @@ def clipped_policy_loss(
 
 def gspo_loss(
     logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
+    mean_log_ratio: torch.Tensor,
     advantages: torch.Tensor,
-    response_lengths: torch.Tensor,
     *,
     clip_low: float,
     clip_high: float,
@@ -104,14 +113,14 @@ def gspo_loss(
     having one advantage, in gradient; and no gradient passes between tokens.
 
     Args:
-        logprobs, old_logprobs, advantages, clip_low, clip_high: as in `clipped_policy_loss`.
-        response_lengths: [S] rows of each response.
+        logprobs, advantages, clip_low, clip_high: as in `clipped_policy_loss`.
+        mean_log_ratio: [R] log s_i at every token of response i, without gradient:
+            `response_means` of logprobs - old_logprobs.
 
     Returns:
         [R] loss of each token.
     """
-    mean = response_means(logprobs.detach() - old_logprobs, response_lengths)
-    log_ratio = mean + (logprobs - logprobs.detach())  # the second term is exactly 0
+    log_ratio = mean_log_ratio + (logprobs - logprobs.detach())  # the second term is exactly 0
     return _clipped(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
 
 
@@ -188,45 +197,30 @@ def truncated_importance_weights(
     return (old_logprobs - rollout_logprobs).clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
-def truncated_sequence_weights(
-    old_logprobs: torch.Tensor,
-    rollout_logprobs: torch.Tensor,
-    response_lengths: torch.Tensor,
-    *,
-    cap: float,
-) -> torch.Tensor:
+def truncated_sequence_weights(log_ratio: torch.Tensor, *, cap: float) -> torch.Tensor:
     """[R] min(prod_t exp(old_logprobs - rollout_logprobs), cap), one weight per response.
 
     The ratio of the whole response's probabilities, so unbiased but for the cap; Liu, Li et al.
     2025, "When speed kills stability", section 4.2.1 (Seq-TIS).
+
+    Args:
+        log_ratio: [R] `response_sums` of old_logprobs - rollout_logprobs.
     """
-    log_ratio = response_sums(old_logprobs - rollout_logprobs, response_lengths)
     return log_ratio.clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
-def sequence_mask(
-    old_logprobs: torch.Tensor,
-    rollout_logprobs: torch.Tensor,
-    response_lengths: torch.Tensor,
-    *,
-    kind: str,
-    low: float,
-    high: float,
-) -> torch.Tensor:
+def sequence_mask(log_ratio: torch.Tensor, *, low: float, high: float) -> torch.Tensor:
     """[R] bool: rows of responses whose ratio of policy to engine is within [low, high].
 
     A response that the policy itself would hardly have drawn says nothing about it, and is left
-    out whole. `product` bounds prod_t rho_t, rho_t = exp(old_logprobs - rollout_logprobs): with
-    low = 0 and `truncated_sequence_weights` of the same bound that is Seq-MIS, rho 1{rho <= C}
-    (source as there). `geometric` bounds (prod_t rho_t)^(1 / |y|), which does not depend on length.
+    out whole. With rho_t = exp(old_logprobs - rollout_logprobs) the ratio is prod_t rho_t
+    (`product`: with low = 0 and `truncated_sequence_weights` of the same bound that is Seq-MIS,
+    rho 1{rho <= C}, source as there), or (prod_t rho_t)^(1 / |y|) (`geometric`), which does not
+    depend on length.
 
-    Raises:
-        ValueError: unknown kind.
+    Args:
+        log_ratio: [R] `response_sums`, or `response_means`, of old_logprobs - rollout_logprobs.
     """
-    if kind not in ("geometric", "product"):
-        raise ValueError(f"loss.sequence_mask={kind!r}: must be one of geometric, product")
-    reduce = response_means if kind == "geometric" else response_sums
-    log_ratio = reduce(old_logprobs - rollout_logprobs, response_lengths)
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     return (ratio >= low) & (ratio <= high)
 
@@ -234,26 +228,33 @@ def sequence_mask(
 def _surrogate(loss: LossConfig, rows: TokenRows) -> tuple[torch.Tensor, torch.Tensor]:
     """[R] loss of each token, and as [R] bool the tokens on which the bounds acted."""
     bounds = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
-    arguments = (rows.logprobs, rows.old_logprobs, rows.advantages)
     log_ratio = rows.logprobs.detach() - rows.old_logprobs
     if loss.surrogate == "reinforce":
         return reinforce_loss(rows.logprobs, rows.advantages), torch.zeros_like(rows.loss_weights)
     if loss.surrogate == "cispo":
         acted = (log_ratio.exp() > 1.0 + loss.clip_high) | (log_ratio.exp() < 1.0 - loss.clip_low)
-        return cispo_loss(*arguments, **bounds), acted
+        return cispo_loss(rows.logprobs, rows.old_logprobs, rows.advantages, **bounds), acted
     if loss.surrogate == "gspo":
-        mean = response_means(log_ratio, rows.response_lengths)
+        mean = response_means(log_ratio, rows.response_lengths, rows.cp_group)
         acted = clip_fraction_terms(mean, rows.advantages, **bounds)
-        return gspo_loss(*arguments, rows.response_lengths, **bounds), acted
+        return gspo_loss(rows.logprobs, mean, rows.advantages, **bounds), acted
     acted = clip_fraction_terms(log_ratio, rows.advantages, **bounds)
-    return clipped_policy_loss(*arguments, **bounds), acted
+    return clipped_policy_loss(rows.logprobs, rows.old_logprobs, rows.advantages, **bounds), acted
 
 
 def _importance_weights(loss: LossConfig, rows: TokenRows) -> torch.Tensor:
-    both, cap = (rows.old_logprobs, rows.rollout_logprobs), loss.importance_cap
+    old, rollout, cap = rows.old_logprobs, rows.rollout_logprobs, loss.importance_cap
     if loss.importance_level == "sequence":
-        return truncated_sequence_weights(*both, rows.response_lengths, cap=cap)
-    return truncated_importance_weights(*both, cap=cap)
+        log_ratio = response_sums(old - rollout, rows.response_lengths, rows.cp_group)
+        return truncated_sequence_weights(log_ratio, cap=cap)
+    return truncated_importance_weights(old, rollout, cap=cap)
+
+
+def _kept(loss: LossConfig, rows: TokenRows) -> torch.Tensor:
+    reduce = response_means if loss.sequence_mask == "geometric" else response_sums
+    mismatch = rows.old_logprobs - rows.rollout_logprobs
+    log_ratio = reduce(mismatch, rows.response_lengths, rows.cp_group)
+    return sequence_mask(log_ratio, low=loss.sequence_mask_low, high=loss.sequence_mask_high)
 
 
 def policy_objective(loss: LossConfig) -> Objective:
@@ -273,14 +274,7 @@ def policy_objective(loss: LossConfig) -> Objective:
         if loss.entropy_coef > 0:
             per_token = per_token - loss.entropy_coef * rows.entropy
         if loss.sequence_mask != "none":
-            kept = sequence_mask(
-                rows.old_logprobs,
-                rows.rollout_logprobs,
-                rows.response_lengths,
-                kind=loss.sequence_mask,
-                low=loss.sequence_mask_low,
-                high=loss.sequence_mask_high,
-            )
+            kept = _kept(loss, rows)
             weights = weights * kept
             sums["masked"] = (~kept).sum()
         mismatch_sums, maxima = _mismatch(rows)

@@ -148,6 +148,7 @@ class TokenRows:
     old_logprobs: torch.Tensor  # [R]
     ref_logprobs: Optional[torch.Tensor]  # [R]; None: no reference policy
     response_lengths: torch.Tensor  # [S] int64
+    cp_group: Optional[torch.distributed.ProcessGroup] = None  # who has the responses' other rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,7 @@
 """A tiny Qwen2 and a ragged rollout on it, the same in every process that asks."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 from megatron_zero.config import (
@@ -13,6 +14,7 @@ from megatron_zero.config import (
 )
 from megatron_zero.types import TrainSample
 
+SHARED = Path(__file__).resolve().parents[2] / "shared"  # data that is no part of the project
 MAX_PROMPT, MAX_RESPONSE = 10, 40
 NUM_SAMPLES = 32
 
@@ -58,9 +60,43 @@ def run_config(
     )
 
 
-def samples(seed: int = 0) -> list[TrainSample]:
-    """Ragged samples with advantages of both signs."""
-    rng = random.Random(seed)
+def samples(kind: str = "tiny") -> list[TrainSample]:
+    """Ragged samples with advantages of both signs: `tiny`, the same `reversed`, or `math`."""
+    if kind == "math":
+        return math_samples()
+    return _made_samples()[:: -1 if kind == "reversed" else 1]
+
+
+def math_samples() -> list[TrainSample]:
+    """Real MATH problems in their template; the responses begin like other problems, ragged.
+
+    Needs the shared data. The real tokenizer's ids are folded into the tiny vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    from megatron_zero.data.datasets import load_rows
+    from megatron_zero.data.templates import apply_template
+
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizers" / "qwen2.5")
+    rows = load_rows(DataConfig(dataset="math_lvl3to5_8k", data_dir=str(SHARED / "data")))
+    rng = random.Random(0)
+    made = []
+    for row, other in zip(rows[:NUM_SAMPLES], rows[NUM_SAMPLES : 2 * NUM_SAMPLES], strict=True):
+        prompt = tokenizer(apply_template("qwen_math", row.question))["input_ids"]
+        response = tokenizer(other.question)["input_ids"][: rng.randint(5, MAX_RESPONSE)]
+        made.append(
+            TrainSample(
+                token_ids=tuple(token % 131 for token in prompt + response),
+                prompt_length=len(prompt),
+                rollout_logprobs=tuple(-5 * rng.random() for _ in response),
+                advantage=rng.choice([-0.25, 0.0, 0.75]),
+            )
+        )
+    return made
+
+
+def _made_samples() -> list[TrainSample]:
+    rng = random.Random(0)
     made = []
     for _ in range(NUM_SAMPLES):
         prompt, response = rng.randint(1, MAX_PROMPT), rng.randint(1, MAX_RESPONSE)

@@ -7,10 +7,13 @@ where causal attention never looks, so no mask is needed and no sequence sees an
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -63,6 +66,21 @@ def _inverse_order(cu_seqlens: tuple[int, ...]) -> torch.Tensor:
     return inverse
 
 
+def own_positions(cu_seqlens: torch.Tensor, cp_rank: int, cp_size: int) -> torch.Tensor:
+    """[T / cp_size] packed positions of one context-parallel rank.
+
+    Each sequence is cut into 2 * cp_size equal chunks, of which rank r has r and its mirror image:
+    Megatron's load balancing for causal attention (upstream symbol: get_batch_on_this_cp_rank).
+
+    Example: a sequence of 8, cp_size 2: rank 0 has 0, 1, 6, 7 and rank 1 has 2, 3, 4, 5.
+    """
+    positions = []
+    for start, end in itertools.pairwise(cu_seqlens.tolist()):
+        chunks = torch.arange(start, end).view(2 * cp_size, -1)
+        positions += [chunks[cp_rank], chunks[2 * cp_size - 1 - cp_rank]]
+    return torch.cat(positions).to(cu_seqlens.device)
+
+
 class PackedAttention(MegatronModule):
     """Causal self-attention over packed sequences (thd); grouped-query heads are not repeated."""
 
@@ -80,6 +98,7 @@ class PackedAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
+        self.cp_group = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -94,6 +113,8 @@ class PackedAttention(MegatronModule):
         """query [T, heads, d], key [T, kv_heads, d], value [T, kv_heads, v] -> [T, heads * v]."""
         assert packed_seq_params is not None, "the policy always packs"
         cu_seqlens = tuple(packed_seq_params.cu_seqlens_q.tolist())
+        if self.cp_group is not None:
+            return self._context_parallel(query, key, value, cu_seqlens)
         num_heads, value_size = query.size(1), value.size(2)
         outputs = []
         for read, real, longest in attention_buckets(cu_seqlens):
@@ -114,6 +135,41 @@ class PackedAttention(MegatronModule):
             outputs.append(rows.index_select(0, real))
         inverse = _inverse_order(cu_seqlens).to(query.device)
         return torch.cat(outputs).index_select(0, inverse)
+
+    def _context_parallel(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: Sequence[int]
+    ) -> torch.Tensor:
+        """The same with this rank's part of the queries, [T / cp, heads, d]; keys are gathered."""
+        assert self.cp_group is not None
+        rank, size = self.cp_group.rank(), self.cp_group.size()
+        bounds = torch.tensor(cu_seqlens)
+        order = torch.cat([own_positions(bounds, r, size) for r in range(size)]).argsort()
+        key, value = (
+            # forward: all ranks' keys; backward: the sum of the gradients that each rank has
+            gather_from_sequence_parallel_region(
+                x.contiguous(), tensor_parallel_output_grad=True, group=self.cp_group
+            ).index_select(0, order)
+            for x in (key, value)
+        )
+        own = own_positions(bounds, rank, size)
+        outputs = []
+        for start, end in itertools.pairwise(cu_seqlens):
+            first, last = start // size, end // size
+            visible = own[first:last, None] >= torch.arange(start, end)
+            q, k, v = (
+                x[None].transpose(1, 2)
+                for x in (query[first:last], key[start:end], value[start:end])
+            )
+            block = torch.nn.functional.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=visible,
+                scale=self.softmax_scale,
+                enable_gqa=query.size(1) != key.size(1),
+            )
+            outputs.append(block[0].transpose(0, 1).flatten(1))
+        return torch.cat(outputs)
 
 
 class RMSNorm(torch.nn.RMSNorm):

@@ -26,14 +26,15 @@ _CONTENT = {
 
 
 def _sharded_state(policy: Policy, *, is_loading: bool) -> dict[str, Any]:
-    metadata = _CONTENT | {"dp_cp_group": policy.topology.dp_group}
-    model = policy.model.sharded_state_dict(metadata=metadata)
-    return {
-        "model": model,
-        "optimizer": policy.optimizer.sharded_state_dict(
-            model, is_loading=is_loading, metadata=metadata
-        ),
+    metadata = _CONTENT | {"dp_cp_group": policy.topology.dp_cp_group}
+    chunks = {
+        f"model{i}": chunk.sharded_state_dict(metadata=metadata)
+        for i, chunk in enumerate(policy.chunks)
     }
+    optimizer = policy.optimizer.sharded_state_dict(
+        chunks, is_loading=is_loading, metadata=metadata
+    )
+    return {**chunks, "optimizer": optimizer}
 
 
 def save(directory: Path, policy: Policy, loop_state: dict[str, Any]) -> None:
@@ -77,7 +78,8 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
     state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(directory))
-    policy.model.load_state_dict(state["model"])
+    for i, chunk in enumerate(policy.chunks):
+        chunk.load_state_dict(state[f"model{i}"])
     policy.optimizer.load_state_dict(state["optimizer"])
     # For bf16 the working copy follows from the float32 weights; float32 models train those.
     policy.scheduler.load_state_dict(state["scheduler"])

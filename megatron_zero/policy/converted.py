@@ -1,5 +1,6 @@
 """Weights from a Megatron distributed checkpoint, as the conversion tools write it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_zero.policy.model import PolicyModel
@@ -11,7 +12,7 @@ def is_megatron_checkpoint(directory: Path) -> bool:
     return (directory / "metadata.json").is_file() and (directory / ".metadata").is_file()
 
 
-def load(directory: Path, model: PolicyModel, topology: Topology) -> None:
+def load(directory: Path, chunks: Sequence[PolicyModel], topology: Topology) -> None:
     """Fill this rank's stage from a checkpoint without optimizer state; collective.
 
     Args:
@@ -19,14 +20,17 @@ def load(directory: Path, model: PolicyModel, topology: Topology) -> None:
     """
     from megatron.core import dist_checkpointing
 
-    state = model.sharded_state_dict(
-        metadata={"non_homogeneous_layers": True, "dp_cp_group": topology.dp_group}
-    )
-    # Transformer Engine's state of 8-bit recipes: not part of a converted model.
-    extra = [name for name in state if name.endswith("_extra_state")]
-    for name in extra:
-        del state[name]
-    loaded = dist_checkpointing.load({"model": state}, str(directory))["model"]
-    missing, unexpected = model.load_state_dict(loaded, strict=False)
-    left = sorted({*missing, *unexpected} - set(extra))
-    assert not left, f"{directory} did not fill {left}"
+    metadata = {"non_homogeneous_layers": True, "dp_cp_group": topology.dp_cp_group}
+    state = {}
+    for i, chunk in enumerate(chunks):
+        # Transformer Engine's state of 8-bit recipes is not part of a converted model.
+        state[f"model{i}"] = {
+            name: value
+            for name, value in chunk.sharded_state_dict(metadata=metadata).items()
+            if not name.endswith("_extra_state")
+        }
+    loaded = dist_checkpointing.load(state, str(directory))
+    for i, chunk in enumerate(chunks):
+        missing, unexpected = chunk.load_state_dict(loaded[f"model{i}"], strict=False)
+        left = [n for n in (*missing, *unexpected) if not n.endswith("_extra_state")]
+        assert not left, f"{directory} did not fill {left}"

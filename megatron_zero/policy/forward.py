@@ -14,16 +14,20 @@ there on nothing may be divided again:
 So the gradient is the sum over microbatches and ranks, whatever the layout: `tests/invariance`.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_zero.batching import token_rows
 from megatron_zero.losses import Objective, Sums
 from megatron_zero.losses import policy_objective as policy_objective
+from megatron_zero.policy.attention import own_positions
+from megatron_zero.policy.parallel import Topology
 from megatron_zero.types import Microbatch
 
 
@@ -48,8 +52,24 @@ def _call_model(model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
     )
 
 
+def _own_part(microbatch: Microbatch, topology: Topology) -> Microbatch:
+    """What this context-parallel rank computes; `cu_seqlens` stays that of whole sequences."""
+    if topology.cp_size == 1:
+        return microbatch
+    own = own_positions(microbatch.cu_seqlens, topology.cp_rank, topology.cp_size)
+    length = len(microbatch.tokens)
+    cut = {
+        field.name: value[own]
+        for field in dataclasses.fields(microbatch)
+        if field.name != "cu_seqlens"
+        and isinstance(value := getattr(microbatch, field.name), torch.Tensor)
+        and len(value) == length
+    }
+    return dataclasses.replace(microbatch, **cut)
+
+
 def _run_schedule(
-    model: torch.nn.Module,
+    chunks: Sequence[torch.nn.Module],
     microbatches: Sequence[Microbatch],
     loss_function: Callable[[Microbatch, torch.Tensor], tuple[torch.Tensor, Any]],
     *,
@@ -69,8 +89,8 @@ def _run_schedule(
 
     return get_forward_backward_func()(
         forward_step_func=forward_step,
-        data_iterator=iter(microbatches),
-        model=model,
+        data_iterator=[iter(microbatches) for _ in chunks],
+        model=list(chunks),
         num_microbatches=len(microbatches),
         seq_length=max(len(m.tokens) for m in microbatches),
         micro_batch_size=1,
@@ -79,16 +99,17 @@ def _run_schedule(
 
 
 def forward_backward(
-    model: torch.nn.Module,
+    chunks: Sequence[torch.nn.Module],
     microbatches: Sequence[Microbatch],
     objective: Objective,
+    topology: Topology,
     *,
     denominator: float,
 ) -> list[tuple[torch.Tensor, Sums, Sums]]:
     """Gradients of one optimizer step, left summed over ranks in the model's buffers.
 
     Args:
-        model: this rank's DDP-wrapped stage.
+        chunks: this rank's DDP-wrapped stage.
         microbatches: on `topology.device`; the same number on every rank of the pipeline.
         objective: turns rows of tokens into a summed loss.
         denominator: of the whole optimizer step.
@@ -99,16 +120,18 @@ def forward_backward(
 
     def loss_function(microbatch: Microbatch, output: torch.Tensor) -> tuple[torch.Tensor, Any]:
         logprobs, entropy = output
-        loss, sums, maxima = objective(token_rows(microbatch, logprobs, entropy))
+        loss, sums, maxima = objective(token_rows(microbatch, logprobs, entropy, cp_group))
         loss = loss / denominator
         # The schedule works on the loss in place, so what is reported is a copy.
         return loss, (loss.detach().clone(), sums, maxima)
 
-    return _run_schedule(model, microbatches, loss_function, forward_only=False)
+    cp_group = topology.cp_group if topology.cp_size > 1 else None
+    own = [_own_part(microbatch, topology) for microbatch in microbatches]
+    return _run_schedule(chunks, own, loss_function, forward_only=False)
 
 
 def forward_logprobs(
-    model: torch.nn.Module, microbatches: Sequence[Microbatch]
+    chunks: Sequence[torch.nn.Module], microbatches: Sequence[Microbatch], topology: Topology
 ) -> list[torch.Tensor]:
     """On the last stage, per microbatch: [T] logprobs of the labels, 0 outside `loss_mask`."""
 
@@ -117,5 +140,17 @@ def forward_logprobs(
         logprobs[microbatch.loss_mask] = output[0]
         return output.sum(), logprobs
 
+    own = [_own_part(microbatch, topology) for microbatch in microbatches]
     with torch.no_grad():
-        return _run_schedule(model, microbatches, loss_function, forward_only=True)
+        logprobs = _run_schedule(chunks, own, loss_function, forward_only=True)
+    if topology.cp_size == 1 or not topology.is_last_stage:
+        return logprobs
+    return [_whole(part, m, topology) for part, m in zip(logprobs, microbatches, strict=True)]
+
+
+def _whole(part: torch.Tensor, microbatch: Microbatch, topology: Topology) -> torch.Tensor:
+    """[T] values of all context-parallel ranks from each one's own."""
+    whole = part.new_zeros(len(microbatch.tokens))
+    whole[own_positions(microbatch.cu_seqlens, topology.cp_rank, topology.cp_size)] = part
+    dist.all_reduce(whole, group=topology.cp_group)
+    return whole

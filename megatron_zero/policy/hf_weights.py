@@ -5,7 +5,7 @@ at a time: the stage that owns a bucket gathers its tensor-parallel shards, turn
 tensors, and the other stages receive those.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,19 @@ from megatron_zero.policy.model import PolicyModel, global_parameter_names
 from megatron_zero.policy.parallel import Topology
 
 
-def named_tensors(model: PolicyModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, and the buffers that belong to the weights: the routers' bias."""
-    yield from model.named_parameters()
-    for name, buffer in model.named_buffers():
-        if name.endswith("router.expert_bias"):
-            yield name, buffer
+def named_tensors(
+    chunks: Sequence[PolicyModel], topology: Topology
+) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """Parameters, and the buffers that belong to the weights, by `global_parameter_names`."""
+    for chunk in chunks:
+        for name, tensor in (*chunk.named_parameters(), *chunk.named_buffers()):
+            if isinstance(tensor, torch.nn.Parameter) or name.endswith("router.expert_bias"):
+                yield global_parameter_names(name, chunk, topology), tensor
 
 
-def load(model: PolicyModel, mapping: Mapping, source: TensorSource, topology: Topology) -> None:
+def load(
+    chunks: Sequence[PolicyModel], mapping: Mapping, source: TensorSource, topology: Topology
+) -> None:
     """Fill this rank's stage, reading only its own shards.
 
     Raises:
@@ -33,17 +37,12 @@ def load(model: PolicyModel, mapping: Mapping, source: TensorSource, topology: T
     """
     mapping.check_source(source)
     with torch.no_grad():
-        for name, param in named_tensors(model):
-            own = _own_name(name, model, topology)
+        for names, param in named_tensors(chunks, topology):
+            own = names[topology.ep_rank if len(names) > 1 else 0]
             group = _shards(own, tuple(param.shape), mapping, topology)
             shard = mapping.to_megatron_shard(own, source, group.rank, group.size)
-            assert shard.shape == param.shape, f"{name}: {shard.shape} for {param.shape}"
+            assert shard.shape == param.shape, f"{own}: {shard.shape} for {param.shape}"
             param.copy_(shard)
-
-
-def _own_name(name: str, model: PolicyModel, topology: Topology) -> str:
-    names = global_parameter_names(name, model, topology)
-    return names[topology.ep_rank] if len(names) > 1 else names[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +168,7 @@ def _whole(
 
 
 def export(
-    model: PolicyModel,
+    chunks: Sequence[PolicyModel],
     mapping: Mapping,
     topology: Topology,
     *,
@@ -186,10 +185,8 @@ def export(
         HF name and tensor in the parameters' dtype; valid until the next one is asked for.
     """
     own = {
-        tuple(
-            mapping.canonical_name(full) for full in global_parameter_names(name, model, topology)
-        ): value(tensor)
-        for name, tensor in named_tensors(model)
+        tuple(map(mapping.canonical_name, names)): value(tensor)
+        for names, tensor in named_tensors(chunks, topology)
     }
     for bucket in _buckets(_exports(own, mapping, topology), bucket_bytes):
         tensors: list[tuple[str, torch.Tensor]] = []

@@ -1,4 +1,4 @@
-"""The model of one pipeline stage, with Transformer Engine's layers or the local ones.
+"""The model of one pipeline stage, in chunks, with Transformer Engine's layers or the local ones.
 
 The model returns per-token log-probabilities and entropy, not logits: its output layer works on
 the positions of `loss_mask` alone, so neither prompts nor padding cost a row of the vocabulary.
@@ -76,12 +76,12 @@ def _local_layer(config: TransformerConfig, *, is_moe: bool) -> ModuleSpec:
     return layer
 
 
-def layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The layers of this stage, by `layer_implementation`."""
+def layer_spec(config: TransformerConfig, vp_stage: Optional[int]) -> TransformerBlockSubmodules:
+    """The layers of one chunk of this stage, by `layer_implementation`."""
     if layer_implementation() == "transformer_engine":
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True)
-    first = get_transformer_layer_offset(config)
-    layers = range(first, first + get_num_layers_to_build(config))
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+    layers = range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage))
     has_experts = config.num_moe_experts is not None
     pattern = config.moe_layer_freq if has_experts else [0] * config.num_layers
     specs = [_local_layer(config, is_moe=bool(pattern[layer])) for layer in layers]
@@ -158,14 +158,13 @@ def llama3_frequencies(rope: RopeSettings, head_dim: int) -> torch.Tensor:
     return kept * inverse + (1 - kept) * inverse / scaling["factor"]
 
 
-def build_model(
+def build_chunks(
     config: TransformerConfig, mapping: Mapping, topology: Topology, *, temperature: float = 1.0
-) -> PolicyModel:
-    """This rank's stage, on its device, with unset weights.
+) -> list[PolicyModel]:
+    """This rank's chunks of the model, one unless pipelines interleave, with unset weights.
 
     `temperature` divides the logits, as it does when the engine samples.
     """
-    rope, vocab_size = mapping.rope, mapping.dims["vocab_size"]
     if config.num_moe_experts is not None:
         use_hf_group_scores(mapping.family.model_type)
     if config.multi_latent_attention and layer_implementation() == "local":
@@ -173,16 +172,29 @@ def build_model(
             valid = "must not be kv_lora_rank + qk_rope_head_dim with Megatron's own layers"
             raise ValueError(f"HF config q_lora_rank={config.q_lora_rank}: {valid}")
         sum_rotary_key_gradient(config.kv_lora_rank, config.qk_pos_emb_head_dim)
+    numbers = range(topology.vp_size) if topology.vp_size > 1 else [None]
+    return [_build_chunk(config, mapping, topology, number, temperature) for number in numbers]
+
+
+def _build_chunk(
+    config: TransformerConfig,
+    mapping: Mapping,
+    topology: Topology,
+    vp_stage: Optional[int],
+    temperature: float,
+) -> PolicyModel:
+    rope, vocab_size = mapping.rope, mapping.dims["vocab_size"]
     model = PolicyModel(
         config,
-        layer_spec(config),
+        layer_spec(config, vp_stage),
         vocab_size=padded_vocab_size(vocab_size, topology.tp_size),
         max_sequence_length=mapping.config["max_position_embeddings"],
-        pre_process=topology.is_first_stage,
-        post_process=topology.is_last_stage,
+        pre_process=topology.is_first_stage and vp_stage in (None, 0),
+        post_process=topology.is_last_stage and vp_stage in (None, topology.vp_size - 1),
         position_embedding_type="rope",
         rotary_base=rope.theta,
         share_embeddings_and_output_weights=mapping.tied,
+        vp_stage=vp_stage,
         real_vocab_size=vocab_size,
         temperature=temperature,
     )

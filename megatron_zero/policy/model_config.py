@@ -32,6 +32,22 @@ def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
     return {}
 
 
+def _interleaving(parallel: ParallelConfig) -> dict[str, Any]:
+    """How chunks of an interleaved pipeline exchange activations.
+
+    With two stages a batched exchange gives wrong gradients (both neighbours are the same rank),
+    and overlapped ones do on gloo when a sent output's memory is given back at once; with more
+    stages the batched exchange is right.
+    """
+    size = parallel.virtual_pipeline_model_parallel_size
+    if size == 1:
+        return {}
+    settings: dict[str, Any] = {"virtual_pipeline_model_parallel_size": size}
+    if parallel.pipeline_model_parallel_size == 2:
+        settings |= {"overlap_p2p_comm": True, "batch_p2p_comm": False}
+    return settings | {"deallocate_pipeline_outputs": False}
+
+
 def _experts(mapping: Mapping, dtype: torch.dtype, *, with_te: bool) -> dict[str, Any]:
     """Routing as the family's HF class does it, without an auxiliary loss."""
     config, dims = mapping.config, mapping.dims
@@ -114,7 +130,7 @@ def transformer_config(
     config, dims, names = mapping.config, mapping.dims, set(mapping.megatron_names())
     on_gpu = torch.cuda.is_available()
     is_latent = "kv_lora_rank" in dims
-    more = _recompute(parallel)
+    more = _recompute(parallel) | _interleaving(parallel)
     if "num_experts" in dims:
         more |= _experts(mapping, dtype, with_te=with_te)
     if is_latent:
@@ -141,6 +157,7 @@ def transformer_config(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         expert_model_parallel_size=parallel.expert_model_parallel_size,
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,

@@ -4,6 +4,7 @@ Megatron picks the fused Adam of Transformer Engine or apex where one is install
 AdamW otherwise; `adam_implementation` says which.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +24,10 @@ from megatron_zero.config import OptimizerConfig, ParallelConfig
 def wrap_model(
     config: TransformerConfig, model: torch.nn.Module, parallel: ParallelConfig
 ) -> DistributedDataParallel:
-    """The model with gradient buffers that are summed over data parallelism in float32."""
+    """A chunk with gradient buffers that are summed over data parallelism in at least float32."""
     ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True, use_distributed_optimizer=parallel.use_distributed_optimizer
+        grad_reduce_in_fp32=config.params_dtype == torch.bfloat16,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
     return DistributedDataParallel(config, ddp_config, model)
 
@@ -33,7 +35,7 @@ def wrap_model(
 def build_optimizer(
     config: OptimizerConfig,
     parallel: ParallelConfig,
-    model: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     *,
     dtype: torch.dtype,
     num_optimizer_steps: int,
@@ -57,7 +59,9 @@ def build_optimizer(
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
     optimizer = get_megatron_optimizer(
-        megatron_config, [model], config_overrides=get_standard_config_overrides(megatron_config)
+        megatron_config,
+        list(chunks),
+        config_overrides=get_standard_config_overrides(megatron_config),
     )
     # Without this scheduler Megatron would decay norms and biases too: it alone applies wd_mult.
     scheduler = OptimizerParamScheduler(

@@ -16,9 +16,10 @@ from megatron_zero.policy import cpu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Topology:
-    """This rank's coordinates and groups. `dp` includes context parallelism (`dp_cp`).
+    """This rank's coordinates and groups.
 
-    Experts have their own: `ep` and, within an expert, `etp`.
+    `dp` counts replicas that see different samples; `cp` ranks share a sample's tokens, so sums
+    over all tokens go over `dp_cp`. Experts have their own: `ep` and, within an expert, `etp`.
     """
 
     rank: int
@@ -28,6 +29,9 @@ class Topology:
     tp_rank: int
     pp_size: int
     pp_rank: int
+    vp_size: int
+    cp_size: int
+    cp_rank: int
     dp_size: int
     dp_rank: int
     ep_size: int
@@ -36,7 +40,8 @@ class Topology:
     etp_rank: int
     tp_group: dist.ProcessGroup
     pp_group: dist.ProcessGroup
-    dp_group: dist.ProcessGroup
+    cp_group: dist.ProcessGroup
+    dp_cp_group: dist.ProcessGroup
     ep_group: dist.ProcessGroup
     etp_group: dist.ProcessGroup
     host_group: dist.ProcessGroup  # all ranks, for Python objects: gloo on every machine
@@ -75,9 +80,12 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
         )
     if parallel_state.model_parallel_is_initialized():
         parallel_state.destroy_model_parallel()
+    vp_size = parallel.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=vp_size if vp_size > 1 else None,
+        context_parallel_size=parallel.context_parallel_size,
         expert_model_parallel_size=parallel.expert_model_parallel_size,
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
     )
@@ -90,15 +98,19 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
         tp_rank=parallel_state.get_tensor_model_parallel_rank(),
         pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
         pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
-        dp_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        vp_size=vp_size,
+        cp_size=parallel_state.get_context_parallel_world_size(),
+        cp_rank=parallel_state.get_context_parallel_rank(),
+        dp_size=parallel_state.get_data_parallel_world_size(),
+        dp_rank=parallel_state.get_data_parallel_rank(),
         ep_size=parallel_state.get_expert_model_parallel_world_size(),
         ep_rank=parallel_state.get_expert_model_parallel_rank(),
         etp_size=parallel_state.get_expert_tensor_parallel_world_size(),
         etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
         tp_group=parallel_state.get_tensor_model_parallel_group(),
         pp_group=parallel_state.get_pipeline_model_parallel_group(),
-        dp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+        cp_group=parallel_state.get_context_parallel_group(),
+        dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         ep_group=parallel_state.get_expert_model_parallel_group(),
         etp_group=parallel_state.get_expert_tensor_parallel_group(),
         host_group=dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD,

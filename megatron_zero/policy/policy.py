@@ -14,7 +14,7 @@ from megatron_zero.config import OptimizerConfig, ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.policy import converted, forward, hf_weights
-from megatron_zero.policy.model import build_model, layer_implementation
+from megatron_zero.policy.model import PolicyModel, build_chunks, layer_implementation
 from megatron_zero.policy.model_config import DTYPES, transformer_config
 from megatron_zero.policy.optimizer import (
     adam_implementation,
@@ -64,21 +64,22 @@ class Policy:
         self.mapping = mapping
         with_te = layer_implementation() == "transformer_engine"
         config = transformer_config(mapping, parallel, DTYPES[dtype], with_te=with_te)
-        self.model = build_model(config, mapping, topology, temperature=temperature)
+        self.chunks = build_chunks(config, mapping, topology, temperature=temperature)
         if isinstance(source, Path):
-            converted.load(source, self.model, topology)
+            converted.load(source, self.chunks, topology)
         else:
-            hf_weights.load(self.model, self.mapping, source, topology)
-        self.ref_model: Optional[torch.nn.Module] = None
+            hf_weights.load(self.chunks, self.mapping, source, topology)
+        self.ref_chunks: Optional[list[PolicyModel]] = None
         if with_ref_policy:
-            self.ref_model = build_model(config, mapping, topology, temperature=temperature)
-            self.ref_model.load_state_dict(self.model.state_dict())
-            self.ref_model.requires_grad_(False)
-        self.ddp_model = wrap_model(config, self.model, parallel)
+            self.ref_chunks = build_chunks(config, mapping, topology, temperature=temperature)
+            for ref, chunk in zip(self.ref_chunks, self.chunks, strict=True):
+                ref.load_state_dict(chunk.state_dict())
+                ref.requires_grad_(False)
+        self.ddp_chunks = [wrap_model(config, chunk, parallel) for chunk in self.chunks]
         self.optimizer, self.scheduler = build_optimizer(
             optimizer,
             parallel,
-            self.ddp_model,
+            self.ddp_chunks,
             dtype=DTYPES[dtype],
             num_optimizer_steps=num_optimizer_steps,
         )
@@ -90,24 +91,26 @@ class Policy:
         return {
             "layers": layer_implementation(),
             "optimizer": adam_implementation(self.optimizer),
-            "backend": dist.get_backend(self.topology.dp_group),
+            "backend": dist.get_backend(self.topology.dp_cp_group),
             "device": str(self.topology.device),
         }
 
     def with_old_logprobs(self, batch: GlobalBatch) -> GlobalBatch:
         """The batch with the present policy's logprobs as `old_logprobs`."""
-        return self._with_logprobs(batch, self.ddp_model, "old_logprobs")
+        return self._with_logprobs(batch, self.ddp_chunks, "old_logprobs")
 
     def with_ref_logprobs(self, batch: GlobalBatch) -> GlobalBatch:
         """The batch with the reference policy's logprobs."""
-        assert self.ref_model is not None
-        return self._with_logprobs(batch, self.ref_model, "ref_logprobs")
+        assert self.ref_chunks is not None
+        return self._with_logprobs(batch, self.ref_chunks, "ref_logprobs")
 
-    def _with_logprobs(self, batch: GlobalBatch, model: torch.nn.Module, field: str) -> GlobalBatch:
+    def _with_logprobs(
+        self, batch: GlobalBatch, chunks: Sequence[torch.nn.Module], field: str
+    ) -> GlobalBatch:
         minibatches = []
         for minibatch in batch.minibatches:
             on_device = self._to_device(minibatch.microbatches)
-            logprobs = forward.forward_logprobs(model, on_device)
+            logprobs = forward.forward_logprobs(chunks, on_device, self.topology)
             # Stages before the last compute no loss: zeros keep their microbatches alike.
             if not self.topology.is_last_stage:
                 logprobs = [torch.zeros_like(m.advantages) for m in minibatch.microbatches]
@@ -134,7 +137,8 @@ class Policy:
                 ):
                     sums[i] = tokens.sum()
         on_device = sums.to(self.topology.device)
-        dist.all_reduce(on_device, group=self.topology.dp_group)
+        dist.all_reduce(on_device, group=self.topology.dp_cp_group)
+        on_device /= self.topology.cp_size  # whose ranks all hold whole responses
         if self.topology.pp_size > 1:
             dist.broadcast(
                 on_device, src=self.topology.last_stage_rank, group=self.topology.pp_group
@@ -163,12 +167,14 @@ class Policy:
         Returns:
             `policy/loss`, `policy/entropy` and the objective's own values, the same on all ranks.
         """
-        self.ddp_model.zero_grad_buffer()
+        for chunk in self.ddp_chunks:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         reports = forward.forward_backward(
-            self.ddp_model,
+            self.ddp_chunks,
             self._to_device(minibatch.microbatches),
             self.objective,
+            self.topology,
             denominator=minibatch.denominator,
         )
         return StepMetrics(values=self._reduce(reports))
@@ -187,13 +193,13 @@ class Policy:
                     for loss, s, _ in reports
                 ]
             ).sum(0)
-            dist.all_reduce(sums, group=self.topology.dp_group)
+            dist.all_reduce(sums, group=self.topology.dp_cp_group)
             values = dict(zip(["loss", *names], sums.tolist(), strict=True))
             if max_names:
                 maxima = torch.stack(
                     [torch.stack([m[n].double() for n in max_names]) for _, _, m in reports]
                 ).amax(0)
-                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.topology.dp_group)
+                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.topology.dp_cp_group)
                 values |= zip(max_names, maxima.tolist(), strict=True)
             box = [values]
         if self.topology.pp_size > 1:
@@ -222,7 +228,9 @@ class Policy:
 
     def hf_weights(self, *, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights by HF name, whole, on every rank; a bounded bucket at a time."""
-        return hf_weights.export(self.model, self.mapping, self.topology, bucket_bytes=bucket_bytes)
+        return hf_weights.export(
+            self.chunks, self.mapping, self.topology, bucket_bytes=bucket_bytes
+        )
 
 
 _METRIC_NAMES = {

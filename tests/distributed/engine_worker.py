@@ -59,7 +59,7 @@ def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, objec
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
         max_tokens=200,
-        alignment=topology.tp_size if policy.model.config.sequence_parallel else 1,
+        alignment=topology.tp_size if policy.chunks[0].config.sequence_parallel else 1,
     )
     batch = build_global_batch(samples, tiny.run_config(), packing, step=0)
     values = policy.forward_backward(batch.minibatches[0]).values

@@ -1,12 +1,13 @@
 """Under torchrun: one step's loss and gradients in several layouts of one world, written to files.
 
-gradient_worker.py DIRECTORY CASE...       CASE: tp.pp.sp.ep.etp.max_tokens.family
+gradient_worker.py DIRECTORY CASE...       CASE: see tests/layouts.py
 
 Weights are those of the checkpoint DIRECTORY/FAMILY.
 """
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_zero.batching import Packing, build_global_batch
+from megatron_zero.batching import build_global_batch
+from megatron_zero.build import packing
 from megatron_zero.config import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import Mapping
@@ -23,6 +25,7 @@ from megatron_zero.convert.sources import TensorSource
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.policy.parallel import Topology, initialize
 from tests import tiny
+from tests.layouts import Case, parse
 
 
 def build(
@@ -56,25 +59,26 @@ def build(
     )
 
 
-def one_step(layout: ParallelConfig, *, max_tokens: int, checkpoint: Path) -> dict:
+def some_steps(case: Case, checkpoint: Path) -> dict:
+    """Loss and gradients of one step, then the weights after three."""
     from megatron_zero.policy import hf_weights
 
-    topology = initialize(layout, seed=0)
+    topology = initialize(case.parallel, seed=0)
     policy = build(
-        layout,
+        case.parallel,
         topology,
         hf_config=read_hf_config(ModelConfig(path=str(checkpoint))),
         make_source=lambda mapping: SafetensorsSource(checkpoint),
+        dtype=case.dtype,
+        # Megatron's clipping takes float32 gradients alone
+        optimizer=OptimizerConfig(
+            lr=1e-3, weight_decay=0.1, clip_grad=0.0 if case.dtype == "fp64" else 0.2
+        ),
         with_ref_policy=True,
     )
-    packing = Packing(
-        dp_rank=topology.dp_rank,
-        dp_size=topology.dp_size,
-        max_tokens=max_tokens,
-        alignment=topology.tp_size if layout.sequence_parallel else 1,
-    )
-    config = tiny.run_config(max_tokens=max_tokens)
-    batch = build_global_batch(tiny.samples(), config, packing, step=0)
+    packed = packing(case.parallel, topology, case.max_tokens)
+    config = tiny.run_config(max_tokens=case.max_tokens)
+    batch = build_global_batch(tiny.samples(case.samples), config, packed, step=0)
     (minibatch,) = policy.with_old_logprobs(batch).minibatches
     # old logprobs a little off, so that ratios differ from 1 and some are clipped
     minibatch = dataclasses.replace(
@@ -88,7 +92,7 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, checkpoint: Path) -> di
     gradients = {
         name: tensor.clone()
         for name, tensor in hf_weights.export(
-            policy.model,
+            policy.chunks,
             policy.mapping,
             topology,
             bucket_bytes=30_000,
@@ -97,6 +101,9 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, checkpoint: Path) -> di
         )
     }
     values |= policy.optimizer_step().values
+    for _ in range(2):
+        policy.forward_backward(minibatch)
+        policy.optimizer_step()
     weights = {n: t.clone() for n, t in policy.hf_weights(bucket_bytes=30_000)}
     # the policy has moved away from the reference: what KL-in-reward would subtract
     moved = policy.with_ref_logprobs(policy.with_old_logprobs(batch))
@@ -107,20 +114,11 @@ def one_step(layout: ParallelConfig, *, max_tokens: int, checkpoint: Path) -> di
 def main() -> None:
     directory, cases = Path(sys.argv[1]), sys.argv[2:]
     for text in cases:
-        *sizes, family = text.split(".")
-        tp, pp, sp, ep, etp, max_tokens = map(int, sizes)
-        layout = ParallelConfig(
-            tensor_model_parallel_size=tp,
-            pipeline_model_parallel_size=pp,
-            sequence_parallel=bool(sp),
-            expert_model_parallel_size=ep,
-            expert_tensor_parallel_size=etp,
-            # gradients stay whole on every rank, so that they can be looked at
-            use_distributed_optimizer=False,
-        )
-        result = one_step(layout, max_tokens=max_tokens, checkpoint=directory / family)
+        case, start = parse(text), time.perf_counter()
+        result = some_steps(case, directory / case.family)
         if dist.get_rank() == 0:
-            torch.save(result, directory / f"{text}.{dist.get_world_size()}.pt")
+            print(f"{text}: {time.perf_counter() - start:.1f} s", flush=True)
+            torch.save(result, directory / f"{text}-{dist.get_world_size()}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -1,6 +1,6 @@
 """Under torchrun: one step's gradients under objectives that look at whole responses.
 
-objectives_worker.py DIRECTORY CASE...       CASE: objective.tp.pp.sp.max_tokens
+objectives_worker.py DIRECTORY CASE...       CASE: objective:layout, see tests/layouts.py
 """
 
 import dataclasses
@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_zero.batching import Packing, build_global_batch
-from megatron_zero.config import LossConfig, ParallelConfig
+from megatron_zero.batching import build_global_batch
+from megatron_zero.build import packing
+from megatron_zero.config import LossConfig
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.losses import policy_objective
 from megatron_zero.policy import hf_weights
@@ -19,6 +20,7 @@ from megatron_zero.policy.parallel import initialize
 from megatron_zero.types import Microbatch
 from tests import tiny
 from tests.invariance.gradient_worker import build
+from tests.layouts import Case, parse
 
 OBJECTIVES = {
     "gspo": LossConfig(
@@ -57,50 +59,39 @@ def moved(m: Microbatch) -> Microbatch:
     return dataclasses.replace(m, old_logprobs=old, ref_logprobs=ref, rollout_logprobs=engine)
 
 
-def one_step(name: str, layout: ParallelConfig, *, max_tokens: int) -> dict:
-    topology = initialize(layout, seed=0)
+def one_step(name: str, case: Case) -> dict:
+    topology = initialize(case.parallel, seed=0)
     policy = build(
-        layout,
+        case.parallel,
         topology,
         hf_config=tiny.hf_config(tied=False),
         make_source=lambda mapping: RandomSource(mapping, 0),
         objective=policy_objective(OBJECTIVES[name]),
     )
-    packing = Packing(
-        dp_rank=topology.dp_rank,
-        dp_size=topology.dp_size,
-        max_tokens=max_tokens,
-        alignment=topology.tp_size if layout.sequence_parallel else 1,
-    )
-    config = tiny.run_config(max_tokens=max_tokens, loss=OBJECTIVES[name])
-    batch = build_global_batch(tiny.samples(), config, packing, step=0)
+    packed = packing(case.parallel, topology, case.max_tokens)
+    config = tiny.run_config(max_tokens=case.max_tokens, loss=OBJECTIVES[name])
+    batch = build_global_batch(tiny.samples(), config, packed, step=0)
     (minibatch,) = policy.with_old_logprobs(batch).minibatches
     microbatches = tuple(map(moved, minibatch.microbatches))
     minibatch = dataclasses.replace(minibatch, microbatches=microbatches)
     values = policy.forward_backward(minibatch).values
-    weights = hf_weights.export(
-        policy.model,
+    gradients = hf_weights.export(
+        policy.chunks,
         policy.mapping,
         topology,
         bucket_bytes=30_000,
         value=lambda param: param.main_grad,
     )
-    return {"metrics": values, "gradients": {name: tensor.clone() for name, tensor in weights}}
+    return {"metrics": values, "gradients": {n: tensor.clone() for n, tensor in gradients}}
 
 
 def main() -> None:
     directory, cases = Path(sys.argv[1]), sys.argv[2:]
     for text in cases:
-        name, tp, pp, sp, max_tokens = text.split(".")
-        layout = ParallelConfig(
-            tensor_model_parallel_size=int(tp),
-            pipeline_model_parallel_size=int(pp),
-            sequence_parallel=bool(int(sp)),
-            use_distributed_optimizer=False,  # gradients stay whole on every rank
-        )
-        result = one_step(name, layout, max_tokens=int(max_tokens))
+        name, layout = text.split(":")
+        result = one_step(name, parse(layout))
         if dist.get_rank() == 0:
-            torch.save(result, directory / f"{text}.{dist.get_world_size()}.pt")
+            torch.save(result, directory / f"{text}-{dist.get_world_size()}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

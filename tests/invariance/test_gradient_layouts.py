@@ -1,8 +1,10 @@
-"""The same gradient for every layout: against a literal objective on transformers in float64.
+"""The same gradient for every layout of four processes: one rollout, one reference.
 
-One rollout with ragged responses and a vocabulary that no layout divides goes through every
-layout that four processes allow, every microbatch size, packing and order. Loss, gradient norm,
-every parameter's gradient and the weights after an optimizer step are compared.
+In float64 every layout must give what one process gives, to 1e-10; one process must give what the
+objective, written out on transformers' model, gives. transformers computes norms and rotary angles
+in float32 whatever the model's dtype, so that comparison is to 1e-6 (and to 1e-5 where decisive
+routers and YaRN amplify it). Megatron's distributed optimizer and its clipping take float32 alone:
+with them the weights are compared, in float32.
 """
 
 import math
@@ -13,53 +15,97 @@ import torch
 
 from tests import families, tiny
 from tests.launch import REPOSITORY, torchrun
+from tests.layouts import parse
 
 WORKER = REPOSITORY / "tests" / "invariance" / "gradient_worker.py"
+NAMES = ["qwen2", "qwen2_tied", "qwen3_moe", "deepseek_v3", "deepseek_v2_lite"]
 
-# tp.pp.sp.ep.etp.max_tokens.family; 50 tokens: one or two samples in a microbatch; 2000: all in one
-DENSE, TIED, MOE, V3 = "qwen2", "qwen2_tied", "qwen3_moe", "deepseek_v3"
-V2 = "deepseek_v2_lite"
+# m50: one or two samples in a microbatch; m2000: all in one; see tests/layouts.py
 BY_WORLD = {
-    1: [f"1.1.0.1.1.2000.{family}" for family in (DENSE, TIED, MOE, V3, V2)]
-    + [f"1.1.0.1.1.50.{DENSE}", f"1.1.0.1.1.100.{TIED}", f"1.1.0.1.1.60.{V3}"],
+    1: [f"m2000-f64-{name}" for name in NAMES]
+    + [f"m2000-{name}" for name in NAMES]
+    + ["m50-f64-qwen2", "m100-f64-reversed-qwen2_tied", "m60-f64-deepseek_v3"]
+    + ["m4000-f64-math-qwen2", "m600-f64-math-qwen2"],
     2: [
-        f"2.1.0.1.1.100.{DENSE}",
-        f"2.1.1.1.1.100.{TIED}",
-        f"1.2.0.1.1.100.{DENSE}",
-        f"1.2.0.1.1.60.{TIED}",
-        f"1.1.0.1.1.100.{DENSE}",
-        f"1.1.0.1.1.50.{TIED}",
-        f"1.1.0.2.1.100.{MOE}",
-        f"2.1.1.1.2.100.{MOE}",
-        f"2.1.1.2.1.100.{V3}",
-        f"1.2.0.1.1.100.{V3}",
-        f"2.1.1.2.1.100.{V2}",
+        "tp2-m100-f64-qwen2",
+        "tp2-sp-m100-f64-qwen2_tied",
+        "pp2-m100-f64-reversed-qwen2",
+        "pp2-m60-f64-qwen2_tied",
+        "m100-f64-qwen2",
+        "m50-qwen2_tied",
+        "do-m50-qwen2_tied",
+        "pp2-vp2-m100-f64-qwen2",
+        "pp2-vp2-m60-f64-qwen2_tied",
+        "cp2-m200-f64-qwen2",
+        "cp2-m100-qwen2_tied",
+        "cp2-m600-f64-math-qwen2",
+        "ep2-m100-f64-qwen3_moe",
+        "do-ep2-m100-qwen3_moe",
+        "tp2-sp-etp2-m100-f64-qwen3_moe",
+        "tp2-sp-ep2-m100-f64-deepseek_v3",
+        "cp2-m200-f64-deepseek_v3",
+        "pp2-m100-f64-deepseek_v3",
+        "tp2-sp-ep2-m100-f64-deepseek_v2_lite",
     ],
     4: [
-        f"4.1.0.1.1.100.{TIED}",
-        f"2.2.0.1.1.100.{DENSE}",
-        f"2.2.1.1.1.100.{TIED}",
-        f"2.1.1.1.1.60.{DENSE}",
-        f"1.2.0.1.1.60.{TIED}",
-        f"1.1.0.1.1.60.{DENSE}",
-        f"2.2.1.2.1.100.{MOE}",
-        f"2.1.1.4.1.100.{MOE}",
-        f"2.1.1.2.2.100.{MOE}",
-        f"1.1.0.2.1.60.{V3}",
-        f"2.2.1.2.1.60.{V3}",
+        "tp4-m100-f64-qwen2_tied",
+        "pp4-m100-f64-qwen2",
+        "cp4-m200-f64-qwen2",
+        "m60-f64-qwen2",
+        "do-m60-qwen2",
+        "tp2-pp2-m100-f64-qwen2",
+        "tp2-sp-m60-f64-qwen2",
+        "tp2-sp-do-m60-qwen2",
+        "tp2-cp2-m200-f64-qwen2",
+        "tp2-sp-cp2-m200-f64-qwen2_tied",
+        "pp2-cp2-m200-f64-qwen2",
+        "pp2-vp2-cp2-m200-f64-qwen2_tied",
+        "tp2-sp-pp2-vp2-m100-f64-qwen2_tied",
+        "pp2-do-m60-qwen2_tied",
+        "cp2-do-m100-qwen2",
+        "tp2-sp-pp2-m600-f64-math-qwen2",
+        "tp2-sp-cp2-m600-f64-math-qwen2",
+        "pp2-vp2-m600-f64-math-qwen2",
+        "m600-f64-math-qwen2",
+        "tp2-sp-pp2-ep2-m100-f64-qwen3_moe",
+        "tp2-sp-ep4-m100-f64-qwen3_moe",
+        "tp2-sp-ep2-etp2-m100-f64-qwen3_moe",
+        "cp2-ep2-m200-f64-qwen3_moe",
+        "ep2-do-m60-qwen3_moe",
+        "ep2-m60-f64-deepseek_v3",
+        "tp2-sp-pp2-ep2-m60-f64-deepseek_v3",
+        "pp2-vp2-ep2-m60-f64-deepseek_v3",
     ],
 }
+if not tiny.SHARED.is_dir():  # real problems are not part of the project
+    BY_WORLD = {w: [t for t in texts if "-math-" not in t] for w, texts in BY_WORLD.items()}
 CASES = [(text, world) for world, texts in BY_WORLD.items() for text in texts]
+EXACT = [(text, world) for text, world in CASES if "-f64-" in text]
+SINGLE = [text for text in BY_WORLD[1] if text.startswith("m2000-")]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("gradients")
-    for family in (DENSE, TIED, MOE, V3, V2):
-        families.write(family, directory / family)
+    for name in NAMES:
+        families.write(name, directory / name)
     for world, texts in BY_WORLD.items():
-        torchrun(world, WORKER, directory, *texts)
+        torchrun(world, WORKER, directory, *texts, timeout_s=600)
     return directory
+
+
+def reference_of(text: str) -> str:
+    """The single process with everything in one microbatch, of the same precision."""
+    case = parse(text)
+    precision = "-f64" if case.dtype == "fp64" else ""
+    samples = "4000-f64-math" if case.samples == "math" else f"2000{precision}"
+    return f"m{samples}-{case.family}"
+
+
+def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm, of all tensors together."""
+    error = sum((found[n].double() - t.double()).square().sum().item() for n, t in expected.items())
+    return math.sqrt(error / sum(t.double().square().sum().item() for t in expected.values()))
 
 
 def literal_gradients(family: str) -> tuple[float, dict[str, torch.Tensor]]:
@@ -102,58 +148,68 @@ def _as_stored(name: str, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="module")
-def literal() -> dict[str, tuple[float, dict[str, torch.Tensor]]]:
-    return {family: literal_gradients(family) for family in (DENSE, TIED, MOE, V3, V2)}
-
-
-@pytest.mark.parametrize(("text", "world"), CASES)
-def test_loss_and_gradients_equal_the_literal_ones(text, world, results, literal) -> None:
-    result = torch.load(results / f"{text}.{world}.pt")
-    loss, gradients = literal[text.split(".")[-1]]
+@pytest.mark.parametrize("text", SINGLE)
+def test_one_process_equals_the_literal_objective(text: str, results: Path) -> None:
+    result = torch.load(results / f"{text}-1.pt")
+    family = parse(text).family
+    loss, gradients = literal_gradients(family)
     bias = {name for name in result["gradients"] if name.endswith("e_score_correction_bias")}
     assert set(result["gradients"]) - bias == set(gradients)
-    errors = {n: result["gradients"][n].double() - g for n, g in gradients.items()}
-    norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
-    error = math.sqrt(sum(e.square().sum().item() for e in errors.values()))
-    # decisive routers and YaRN amplify the rounding of float32, in every layout alike
-    bound = 1e-6 if text.endswith((DENSE, TIED)) else 1e-5
-    assert error / norm <= bound
+    bound = 1e-6 if family.startswith("qwen2") else 1e-5
+    assert relative_error(result["gradients"], gradients) <= bound
     largest = max(g.abs().max().item() for g in gradients.values())
-    for name, difference in errors.items():
-        assert difference.abs().max().item() / largest <= 3 * bound, name
-    assert result["metrics"]["policy/loss"] == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        difference = (result["gradients"][name].double() - gradient).abs().max().item()
+        assert difference / largest <= 3 * bound, name
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
+    assert result["metrics"]["policy/loss"] == pytest.approx(loss, rel=1e-6)
     assert result["metrics"]["policy/grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
-@pytest.mark.parametrize(("text", "world"), CASES)
-def test_weights_after_a_step_and_metrics_equal_the_single_process_ones(
-    text, world, results
+@pytest.mark.parametrize(("text", "world"), EXACT)
+def test_every_layout_has_the_gradient_of_one_process(
+    text: str, world: int, results: Path, record_property
 ) -> None:
-    family = text.split(".")[-1]
-    reference = torch.load(results / f"1.1.0.1.1.2000.{family}.1.pt")
-    result = torch.load(results / f"{text}.{world}.pt")
-    assert set(result["weights"]) == set(reference["weights"])
-    for name, expected in reference["weights"].items():
-        # Adam's first step is lr * sign(g): where a gradient is rounding, so is its sign
-        moved = reference["gradients"][name].abs() > (
-            1e-7 if text.endswith((DENSE, TIED)) else 1e-6
-        )
-        difference = (result["weights"][name] - expected).abs()
-        if name.endswith("e_score_correction_bias"):
-            assert not moved.any() and difference.max() == 0
-        else:
-            assert difference[moved].max().item() <= 2e-5, name
-    for name, expected in reference["metrics"].items():
-        assert result["metrics"][name] == pytest.approx(expected, rel=2e-5, abs=1e-9), name
+    result = torch.load(results / f"{text}-{world}.pt")
+    reference = torch.load(results / f"{reference_of(text)}-1.pt")
+    loss, expected = (r["metrics"]["policy/loss"] for r in (result, reference))
+    errors = {
+        "loss": abs(loss - expected) / abs(expected),
+        "gradients": relative_error(result["gradients"], reference["gradients"]),
+        "weights": relative_error(result["weights"], reference["weights"]),
+    }
+    record_property("layout", {"layout": text, "processes": world, **errors})
+    # Megatron takes the sigmoid of V3's router scores in float32, whatever their dtype
+    bound = 1e-8 if text.endswith("deepseek_v3") else 1e-10
+    assert max(errors.values()) <= bound, errors
+    largest = max(g.abs().max().item() for g in reference["gradients"].values())
+    for name, gradient in reference["gradients"].items():
+        difference = (result["gradients"][name] - gradient).abs().max().item()
+        assert difference / largest <= bound, name
+    for name, value in reference["metrics"].items():
+        # metrics of tokens are kept in float32
+        assert result["metrics"][name] == pytest.approx(value, rel=2e-5, abs=1e-9), name
     assert 0.05 < result["metrics"]["policy/clip_frac"] < 0.95  # clipping is part of what agrees
 
 
-# Only dense models: after an update two experts of a token may be so close that rounding chooses.
-@pytest.mark.parametrize(("text", "world"), [(t, w) for t, w in CASES if t.endswith((DENSE, TIED))])
-def test_kl_in_reward_is_each_responses_own_sum_in_every_layout(text, world, results) -> None:
-    family = text.split(".")[-1]
-    reference = torch.load(results / f"1.1.0.1.1.2000.{family}.1.pt")["kl_to_ref"]
-    ours = torch.load(results / f"{text}.{world}.pt")["kl_to_ref"]
+@pytest.mark.parametrize(("text", "world"), [case for case in CASES if case not in EXACT])
+def test_float32_weights_after_three_steps_agree(
+    text: str, world: int, results: Path, record_property
+) -> None:
+    result = torch.load(results / f"{text}-{world}.pt")
+    reference = torch.load(results / f"{reference_of(text)}-1.pt")
+    error = relative_error(result["weights"], reference["weights"])
+    record_property("layout", {"layout": text, "processes": world, "weights": error})
+    assert error <= 1e-5
+    norm = reference["metrics"]["policy/grad_norm"]
+    assert result["metrics"]["policy/grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize(("text", "world"), [case for case in EXACT if "reversed" not in case[0]])
+def test_kl_in_reward_is_each_responses_own_sum_in_every_layout(
+    text: str, world: int, results: Path
+) -> None:
+    reference = torch.load(results / f"{reference_of(text)}-1.pt")["kl_to_ref"]
+    ours = torch.load(results / f"{text}-{world}.pt")["kl_to_ref"]
     assert reference.abs().max() > 0.1 and len(set(reference.tolist())) == tiny.NUM_SAMPLES
-    assert (ours - reference).abs().max() <= 2e-4 * reference.abs().max()
+    assert (ours - reference).abs().max() <= 1e-6 * reference.abs().max()

@@ -53,7 +53,7 @@ def main() -> None:
         samples = tiny.samples()
         microbatch = build_microbatch(samples, range(len(samples)), alignment=tp if sp else 1)
         with captured_logits() as captured:
-            forward.forward_logprobs(policy.ddp_model, [microbatch])
+            forward.forward_logprobs(policy.ddp_chunks, [microbatch], topology)
         exported = {n: t.clone() for n, t in policy.hf_weights(bucket_bytes=1 << 16)}
         if topology.is_last_stage and topology.tp_rank == 0 and topology.dp_rank == 0:
             torch.save((captured[0], exported), directory / name / f"{text}.pt")

@@ -646,7 +646,8 @@ def test_gspo_of_one_token_responses_is_the_token_level_surrogate() -> None:
     lengths = torch.ones(50, dtype=torch.int64)
     bounds = {"clip_low": 0.2, "clip_high": 0.3}
     token = loss_and_gradient(clipped_policy_loss, new, old, advantages, **bounds)
-    sequence = loss_and_gradient(gspo_loss, new, old, advantages, lengths, **bounds)
+    mean_log_ratio = response_means(new - old, lengths)
+    sequence = loss_and_gradient(gspo_loss, new, mean_log_ratio, advantages, **bounds)
     for a, b in zip(token, sequence, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
@@ -692,7 +693,7 @@ def test_all_surrogates_have_one_gradient_on_policy() -> None:
     lengths, bounds = torch.tensor([2, 1]), {"clip_low": 0.2, "clip_high": 0.2}
     for function, arguments in (
         (clipped_policy_loss, (new, advantages)),
-        (gspo_loss, (new, advantages, lengths)),
+        (gspo_loss, (response_means(new - new, lengths), advantages)),
         (cispo_loss, (new, advantages)),
     ):
         _, grad = loss_and_gradient(function, new, *arguments, **bounds)
@@ -713,19 +714,15 @@ def test_sums_over_responses() -> None:
 
 
 def test_sequence_masks_by_hand() -> None:
-    old = rows_of(-1.0, -1.0, -1.0, -2.0)
-    engine = old - rows_of(0.1, 0.3, 0.5, -0.5)  # log-ratios of two responses of two tokens
-    lengths = torch.tensor([2, 2])
-    mask = {"kind": "geometric", "low": math.exp(-0.1), "high": math.exp(0.19)}
-    assert sequence_mask(old, engine, lengths, **mask).tolist() == [False, False, True, True]
-    mask["high"] = math.exp(0.21)
-    assert sequence_mask(old, engine, lengths, **mask).all()
-    mask |= {"kind": "product", "high": math.exp(0.39)}
-    assert sequence_mask(old, engine, lengths, **mask).tolist() == [False, False, True, True]
-    mask |= {"low": math.exp(0.2), "high": math.exp(0.41)}
-    assert sequence_mask(old, engine, lengths, **mask).tolist() == [True, True, False, False]
-    with pytest.raises(ValueError, match=r"loss\.sequence_mask='none'.*geometric, product"):
-        sequence_mask(old, engine, lengths, kind="none", low=0, high=1)
+    log_ratios, lengths = rows_of(0.1, 0.3, 0.5, -0.5), torch.tensor([2, 2])
+    mean, total = response_means(log_ratios, lengths), response_sums(log_ratios, lengths)
+    first, second = [True, True, False, False], [False, False, True, True]
+    low, high = math.exp(-0.1), math.exp(0.19)
+    assert sequence_mask(mean, low=low, high=high).tolist() == second
+    assert sequence_mask(mean, low=low, high=math.exp(0.21)).all()
+    assert sequence_mask(total, low=low, high=math.exp(0.39)).tolist() == second
+    assert sequence_mask(total, low=math.exp(0.2), high=math.exp(0.41)).tolist() == first
+    assert not sequence_mask(rows_of(1e6, -1e6), low=0.01, high=100.0).any()
 
 
 def test_a_masked_response_is_counted() -> None:
