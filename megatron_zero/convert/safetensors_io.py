@@ -1,29 +1,76 @@
 """HF checkpoints on disk: reading slices of safetensors files, and writing them in a stream.
 
-Reading maps the files and copies only the slice asked for. Writing holds one file's tensors at a
+Reading takes plain reads of the slice asked for into memory of its own: mapped pages would count
+as this process's memory and stay until the file is closed. Writing holds one file's tensors at a
 time and gives the directory its name when everything is in it: a directory that exists is whole.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import BinaryIO, Optional
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from megatron_zero.convert.sources import read_into
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_STORED = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """One tensor in a file: `offset` counts from the start of the file, in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class _File:
+    """One safetensors file, its header read and compared with its size."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self.tensors = self._tensors(file, path.stat().st_size)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged or not complete: {error}") from error
+
+    def _tensors(self, file: BinaryIO, size: int) -> dict[str, _Stored]:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if not 8 < start <= size:
+            raise ValueError(f"{size} bytes do not hold the header")
+        header = json.loads(file.read(start - 8))
+        header.pop("__metadata__", None)
+        tensors, end = {}, 0
+        by_offset = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        for name, entry in by_offset:
+            first, last = entry["data_offsets"]
+            dtype, shape = entry["dtype"], tuple(entry["shape"])
+            if first != end or last < first:
+                raise ValueError(f"tensor {name} does not begin where the one before it ends")
+            if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
+                raise ValueError(f"tensor {name} has {last - first} bytes for {dtype} {shape}")
+            tensors[name], end = _Stored(dtype, shape, start + first), last
+        if start + end != size:
+            raise ValueError(f"{size} bytes where the header says {start + end}")
+        return tensors
 
 
 class SafetensorsSource:
     """The tensors of an HF directory: `model.safetensors`, or shards listed by an index file.
 
-    A shard is opened when a tensor of it is asked for, so a pipeline stage maps only its own.
+    A shard is opened when a tensor of it is asked for, so a pipeline stage opens only its own.
+    With `fp8` tensors may be stored in 8 bits; their scales are tensors of their own.
 
     Raises:
         ValueError: at construction if there is neither file, the index is malformed or a shard is
@@ -31,12 +78,13 @@ class SafetensorsSource:
             index says.
     """
 
-    def __init__(self, directory: "str | Path") -> None:
+    def __init__(self, directory: "str | Path", *, fp8: bool = False) -> None:
         self._directory = Path(directory)
-        self._files: dict[str, safe_open] = {}
+        self._dtypes = DTYPES | ({"F8_E4M3": torch.float8_e4m3fn} if fp8 else {})
+        self._files: dict[str, _File] = {}
         if (self._directory / SINGLE_NAME).is_file():
-            file = self._files[SINGLE_NAME] = self._open(SINGLE_NAME)
-            self._weight_map = dict.fromkeys(file.keys(), SINGLE_NAME)
+            file = self._files[SINGLE_NAME] = _File(self._directory / SINGLE_NAME)
+            self._weight_map = dict.fromkeys(file.tensors, SINGLE_NAME)
         elif (self._directory / INDEX_NAME).is_file():
             self._weight_map = self._read_index()
         else:
@@ -46,13 +94,19 @@ class SafetensorsSource:
         return tuple(self._weight_map)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file(name).get_slice(name).get_shape())
+        return self._stored(name).shape
 
     def dtype(self, name: str) -> torch.dtype:
-        stored = self._file(name).get_slice(name).get_dtype()
-        if stored not in DTYPES:
-            raise ValueError(f"{name} in {self._directory} is {stored}, not one of {list(DTYPES)}")
-        return DTYPES[stored]
+        stored = self._stored(name).dtype
+        if stored not in self._dtypes:
+            known = list(self._dtypes)
+            raise ValueError(f"{name} in {self._directory} is {stored}, not one of {known}")
+        return self._dtypes[stored]
+
+    def files(self) -> dict[str, list[str]]:
+        """The tensors of every file, in the order in which they are stored; opens them all."""
+        first = {file: name for name, file in self._weight_map.items()}
+        return {file: list(self._file(first[file]).tensors) for file in sorted(first)}
 
     def read(
         self,
@@ -61,11 +115,17 @@ class SafetensorsSource:
         start: Optional[int] = None,
         end: Optional[int] = None,
     ) -> torch.Tensor:
-        self.dtype(name)  # refuses what is not a plain floating-point tensor
-        if dim is None:
-            return self._file(name).get_tensor(name)
-        index = (slice(None),) * dim + (slice(start, end),)
-        return self._file(name).get_slice(name)[index]
+        dtype, stored = self.dtype(name), self._stored(name)  # refuses what is no plain float
+        shape, offset = list(stored.shape), stored.offset
+        if dim == 0:
+            first, last, _ = slice(start, end).indices(shape[0])
+            offset += first * math.prod(shape[1:]) * dtype.itemsize
+            shape[0] = max(last - first, 0)
+        tensor = torch.empty(shape, dtype=dtype)
+        read_into(tensor, self._file(name).path, offset)
+        if dim is None or dim == 0:
+            return tensor
+        return tensor[(slice(None),) * dim + (slice(start, end),)].contiguous()
 
     def _read_index(self) -> dict[str, str]:
         path = self._directory / INDEX_NAME
@@ -79,27 +139,40 @@ class SafetensorsSource:
             raise ValueError(f"{self._directory} lacks shards {missing} that {INDEX_NAME} names")
         return weight_map
 
-    def _file(self, name: str) -> safe_open:
+    def _stored(self, name: str) -> _Stored:
+        return self._file(name).tensors[name]
+
+    def _file(self, name: str) -> _File:
         if name not in self._weight_map:
             raise ValueError(f"{self._directory} has no tensor {name!r}")
         shard = self._weight_map[name]
         if shard not in self._files:
-            file = self._open(shard)
+            file = _File(self._directory / shard)
             listed = {key for key, value in self._weight_map.items() if value == shard}
-            if set(file.keys()) != listed:
-                differing = sorted(listed.symmetric_difference(file.keys()))
+            if set(file.tensors) != listed:
+                differing = sorted(listed.symmetric_difference(file.tensors))
                 raise ValueError(
                     f"{self._directory / shard} and {INDEX_NAME} disagree about {differing}"
                 )
             self._files[shard] = file
         return self._files[shard]
 
-    def _open(self, shard: str) -> safe_open:
-        path = self._directory / shard
-        try:
-            return safe_open(path, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or not complete: {error}") from error
+
+def header_bytes(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """What a safetensors file begins with when these tensors follow, one after the other.
+
+    Tensors of wider types must come first: readers map the file and want them aligned.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        assert start % dtype.itemsize == 0, f"{name} is not aligned"
+        entry = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = entry
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_hf_checkpoint(

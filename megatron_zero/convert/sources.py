@@ -5,6 +5,7 @@ over files must not read the rest.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Optional, Protocol
 
 import torch
@@ -45,6 +46,27 @@ def take(
     first = 0 if start is None else start
     last = tensor.shape[dim] if end is None else end
     return tensor.narrow(dim, first, last - first)
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, as bytes."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+
+
+def read_into(tensor: torch.Tensor, path: Path, offset: int) -> None:
+    """Fill a contiguous tensor with the bytes of a file from `offset` on.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    rest = raw_bytes(tensor) if tensor.numel() else memoryview(b"")
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        while rest:
+            count = file.readinto(rest)  # at most 2 GiB at once
+            if not count:
+                raise ValueError(f"{path} is damaged or not complete: it ends too early")
+            rest = rest[count:]
 
 
 class DictSource:

@@ -1,7 +1,7 @@
-"""Log-probabilities and entropy from logits that are split over the vocabulary.
+"""Log-probabilities and entropy from hidden states: the output projection, a chunk at a time.
 
-Chunked over tokens, so that no float32 copy of the logits exists: of [R, V / tp] logits only the
-gradient (same size, same dtype) is added.
+The vocabulary is split over tensor parallelism. Logits exist for one chunk of tokens only, in the
+forward pass and, computed once more, in the backward pass: never [R, V], in any dtype.
 """
 
 from typing import Any
@@ -9,78 +9,103 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-CHUNK_ELEMENTS = 2**22  # float32 values worked on at once: 16 MiB, large against a kernel launch
+CHUNK_ELEMENTS = 2**24  # logits worked on at once: 64 MiB in float32, large against a kernel launch
 
 
-class _VocabParallelLogprobs(torch.autograd.Function):
-    """Two all-reduces (the maximum; then three sums), each over [R] values.
+class _LinearLogprobs(torch.autograd.Function):
+    """Two all-reduces forward (the maximum; then three sums), each over [R] values.
 
-    With x = logits / temperature and p = softmax(x): logprob = x_label - logsumexp(x),
+    With x = h w' / temperature and p = softmax(x): logprob = x_label - logsumexp(x),
     entropy = logsumexp(x) - E_p[x], and so
     d logprob / d x = 1[label] - p,   d entropy / d x = -p (x - E_p[x]).
+
+    One pass suffices: sums relative to a rank's own maximum m are shifted to the common one M by
+    sum exp(x - M) = e^d A  and  sum exp(x - M) (x - M) = e^d (B + d A),  d = m - M.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        logits: torch.Tensor,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
         labels: torch.Tensor,
-        first: int,
         group: dist.ProcessGroup,
+        real_width: int,
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        num_tokens, width = logits.shape
-        compute = torch.promote_types(logits.dtype, torch.float32)
-        local = labels - first
-        is_local = (local >= 0) & (local < width)
-        local = local.clamp(0, max(width - 1, 0))
-        maximum = torch.full((num_tokens,), -torch.inf, dtype=compute, device=logits.device)
-        for rows in _chunks(logits):
-            if width:
-                maximum[rows] = logits[rows].amax(-1).to(compute) / temperature
-        if group.size() > 1:
-            dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group)
-        sums = torch.zeros(3, num_tokens, dtype=compute, device=logits.device)
-        for rows in _chunks(logits):
-            x = logits[rows].to(compute) / temperature - maximum[rows, None]
+        num_tokens = hidden.size(0)
+        compute = torch.promote_types(hidden.dtype, torch.float32)
+        local = labels - group.rank() * weight.size(0)
+        is_local = (local >= 0) & (local < real_width)
+        local = local.clamp(0, max(real_width - 1, 0))
+        own_maximum = torch.full((num_tokens,), -torch.inf, dtype=compute, device=hidden.device)
+        sums = torch.zeros(3, num_tokens, dtype=compute, device=hidden.device)
+        for rows in _chunks(num_tokens, real_width):
+            x = _scaled_logits(hidden[rows], weight[:real_width], temperature, compute)
+            own_maximum[rows] = x.amax(-1)
+            sums[2, rows] = x.gather(1, local[rows, None]).squeeze(1) * is_local[rows]
+            x -= own_maximum[rows, None]
             exp = x.exp()
             sums[0, rows] = exp.sum(-1)
-            sums[1, rows] = (exp * x).sum(-1)
-            if width:
-                sums[2, rows] = x.gather(1, local[rows, None]).squeeze(1) * is_local[rows]
+            sums[1, rows] = exp.mul_(x).sum(-1)
+        maximum = own_maximum.clone()
         if group.size() > 1:
+            dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group)
+            shift = own_maximum - maximum
+            # a rank with padding alone has no maximum, and nothing to add
+            shift = torch.where(own_maximum.isfinite(), shift, 0.0)
+            sums[1] = shift.exp() * (sums[1] + shift * sums[0])
+            sums[0] *= shift.exp()
             dist.all_reduce(sums, group=group)
         log_sum, mean = sums[0].log(), sums[1] / sums[0]
-        ctx.save_for_backward(logits, local, is_local, maximum, log_sum, mean)
-        ctx.temperature = temperature
-        return sums[2] - log_sum, log_sum - mean
+        ctx.save_for_backward(hidden, weight, local, is_local, maximum, log_sum, mean)
+        ctx.group, ctx.real_width, ctx.temperature = group, real_width, temperature
+        return sums[2] - maximum - log_sum, log_sum - mean
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         grad_logprobs, grad_entropy = grads
-        logits, local, is_local, maximum, log_sum, mean = ctx.saved_tensors
-        grad_logits = torch.empty_like(logits)
-        for rows in _chunks(logits):
-            x = logits[rows].to(log_sum.dtype) / ctx.temperature - maximum[rows, None]
-            p = (x - log_sum[rows, None]).exp()
-            grad = p * (
-                -grad_logprobs[rows, None] - grad_entropy[rows, None] * (x - mean[rows, None])
-            )
-            if grad.size(1):
-                own = (grad_logprobs[rows] * is_local[rows])[:, None]
-                grad.scatter_add_(1, local[rows, None], own)
-            grad_logits[rows] = (grad / ctx.temperature).to(logits.dtype)
-        return grad_logits, None, None, None, None
+        hidden, weight, local, is_local, maximum, log_sum, mean = ctx.saved_tensors
+        real, width = weight[: ctx.real_width], ctx.real_width
+        grad_hidden = torch.zeros_like(hidden)
+        # summed over chunks, so in more than the weight's precision
+        grad_weight = torch.zeros_like(weight, dtype=log_sum.dtype)
+        for rows in _chunks(hidden.size(0), width):
+            x = _scaled_logits(hidden[rows], real, ctx.temperature, log_sum.dtype)
+            x -= maximum[rows, None]
+            p = (x - log_sum[rows, None]).exp_()
+            x -= mean[rows, None]
+            grad = p.mul_(x.mul_(-grad_entropy[rows, None]).sub_(grad_logprobs[rows, None]))
+            own = (grad_logprobs[rows] * is_local[rows])[:, None]
+            grad.scatter_add_(1, local[rows, None], own)
+            grad = (grad / ctx.temperature).to(hidden.dtype)
+            grad_hidden[rows] = grad @ real
+            if grad_weight.dtype == hidden.dtype:
+                grad_weight[:width].addmm_(grad.t(), hidden[rows])
+            else:
+                grad_weight[:width] += grad.t() @ hidden[rows]
+        if ctx.group.size() > 1:
+            dist.all_reduce(grad_hidden, group=ctx.group)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
-def _chunks(logits: torch.Tensor) -> list[slice]:
-    num_tokens, width = logits.shape
-    chunk = max(1, CHUNK_ELEMENTS // max(width, 1))
+def _scaled_logits(
+    hidden: torch.Tensor, weight: torch.Tensor, temperature: float, dtype: torch.dtype
+) -> torch.Tensor:
+    logits = (hidden @ weight.t()).to(dtype)
+    return logits.div_(temperature) if temperature != 1.0 else logits
+
+
+def _chunks(num_tokens: int, width: int) -> list[slice]:
+    if not width:  # a rank whose share is padding alone
+        return []
+    chunk = max(1, CHUNK_ELEMENTS // width)
     return [slice(start, start + chunk) for start in range(0, num_tokens, chunk)]
 
 
-def vocab_parallel_logprobs(
-    logits: torch.Tensor,
+def linear_logprobs(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
     labels: torch.Tensor,
     *,
     tp_group: dist.ProcessGroup,
@@ -90,18 +115,16 @@ def vocab_parallel_logprobs(
     """Log-probability of each label and entropy of each distribution, both differentiable.
 
     Args:
-        logits: [R, W], this rank's slice of the padded vocabulary.
+        hidden: [R, H], the same on every rank; its gradient is summed over them.
+        weight: [W, H], this rank's rows of the padded vocabulary.
         labels: [R] int64 in [0, vocab_size).
-        tp_group: the ranks that hold the other slices, in vocabulary order.
-        vocab_size: real size; padded columns behind it take no probability.
+        tp_group: the ranks that hold the other rows, in vocabulary order.
+        vocab_size: real size; padded rows behind it take no probability and get no gradient.
         temperature: logits are divided by it, as when sampling.
 
     Returns:
-        logprobs [R] and entropy [R], in float32 (float64 for float64 logits).
+        logprobs [R] and entropy [R], in float32 (float64 for float64 hidden states).
     """
-    width = logits.size(1)
-    first = tp_group.rank() * width
-    real_width = min(max(vocab_size - first, 0), width)
-    return _VocabParallelLogprobs.apply(
-        logits[:, :real_width], labels, first, tp_group, temperature
-    )
+    width = weight.size(0)
+    real_width = min(max(vocab_size - tp_group.rank() * width, 0), width)
+    return _LinearLogprobs.apply(hidden, weight, labels, tp_group, real_width, temperature)

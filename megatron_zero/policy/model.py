@@ -16,7 +16,6 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_layer_local_spec,
 )
-from megatron.core.tensor_parallel.layers import linear_with_grad_accumulation_and_async_allreduce
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
@@ -29,7 +28,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron_zero.convert.hf_config import RopeSettings
 from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.policy.attention import PackedAttention, RMSNorm
-from megatron_zero.policy.logprobs import vocab_parallel_logprobs
+from megatron_zero.policy.logprobs import linear_logprobs
 from megatron_zero.policy.parallel import Topology
 from megatron_zero.policy.upstream import sum_rotary_key_gradient, use_hf_group_scores
 
@@ -113,9 +112,10 @@ class PolicyModel(GPTModel):
             return hidden_states
         assert labels is not None and loss_mask is not None
         rows = loss_mask.flatten().nonzero().squeeze(1)
-        logits = self._logits(hidden_states, rows)
-        logprobs, entropy = vocab_parallel_logprobs(
-            logits,
+        hidden, weight = self._output_layer_inputs(hidden_states, rows)
+        logprobs, entropy = linear_logprobs(
+            hidden,
+            weight,
             labels.flatten()[rows],
             tp_group=self.pg_collection.tp,
             vocab_size=self.real_vocab_size,
@@ -123,25 +123,19 @@ class PolicyModel(GPTModel):
         )
         return torch.stack([logprobs, entropy])
 
-    def _logits(self, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """[T or T / tp, 1, hidden] -> this rank's slice of the vocabulary, [R, V / tp]."""
+    def _output_layer_inputs(
+        self, hidden_states: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T or T / tp, 1, H] -> the chosen rows [R, H] and this rank's weight [V / tp, H]."""
         if self.config.sequence_parallel:
-            # The linear layer below sums its input's gradient over TP, so the gather must not.
+            # `linear_logprobs` sums its input's gradient over TP, so the gather must not.
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
             )
         weight = self.output_layer.weight
         if self.share_embeddings_and_output_weights:
             weight = self.shared_embedding_or_output_weight()
-        return linear_with_grad_accumulation_and_async_allreduce(
-            input=hidden_states.squeeze(1).index_select(0, rows),
-            weight=weight,
-            bias=None,
-            gradient_accumulation_fusion=self.config.gradient_accumulation_fusion,
-            allreduce_dgrad=self.pg_collection.tp.size() > 1,
-            sequence_parallel=False,
-            tp_group=self.pg_collection.tp,
-        )
+        return hidden_states.squeeze(1).index_select(0, rows), weight
 
 
 def llama3_frequencies(rope: RopeSettings, head_dim: int) -> torch.Tensor:

@@ -68,21 +68,21 @@ class captured_logits:
         from megatron_zero.policy.model import PolicyModel
 
         logits: list[torch.Tensor] = []
-        self.model, compute = PolicyModel, PolicyModel._logits
-        self.compute = compute
+        self.model, self.inputs = PolicyModel, PolicyModel._output_layer_inputs
 
         def capture(model, *args):
-            local = compute(model, *args)
+            hidden, weight = self.inputs(model, *args)
+            local = hidden @ weight.t()
             parts = [torch.empty_like(local) for _ in range(model.pg_collection.tp.size())]
             dist.all_gather(parts, local.contiguous(), group=model.pg_collection.tp)
             logits.append(torch.cat(parts, -1)[:, : model.real_vocab_size])
-            return local
+            return hidden, weight
 
-        PolicyModel._logits = capture
+        PolicyModel._output_layer_inputs = capture
         return logits
 
     def __exit__(self, *exc: object) -> None:
-        self.model._logits = self.compute
+        self.model._output_layer_inputs = self.inputs
 
 
 if __name__ == "__main__":

@@ -1,0 +1,273 @@
+"""Megatron distributed checkpoints (`torch_dist`) as files, without Megatron: chunks of tensors.
+
+    metadata.json   which format this is     .metadata   pickled: keys, shapes, places of chunks
+    common.pt       what is no tensor        *.distcp    chunks, each as `torch.save` writes it
+
+A key's tensor is cut into chunks; who loads reads the chunks that overlap with its own shard, so
+the grid in which a checkpoint was written does not bind its readers.
+"""
+
+import json
+import pickle
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils.serialization
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.sources import read_into
+
+FORMAT_NAME, METADATA_NAME, COMMON_NAME = "metadata.json", ".metadata", "common.pt"
+_NOTHING_NAME = "extra_state.distcp"
+_MODEL_KEY = re.compile(r"(embedding|decoder|output_layer|mtp)\.")
+_INERT = re.compile(r"megatron\.|nemo\.")
+_TRUSTED = re.compile(
+    r"torch\.distributed\.checkpoint\.metadata\.\w+"
+    r"|torch\.distributed\.checkpoint\.filesystem\._Storage(Info|Prefix)"
+    r"|torch\.distributed\.checkpoint\.planner\.(SavePlan|\w+WriteData|WriteItem(Type)?)"
+    r"|torch\.(Size|device|bool|[a-z]+\d+\w*|serialization\._get_layout)"
+    r"|collections\.(OrderedDict|defaultdict)|builtins\.(dict|list|set)|pathlib\.PosixPath"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A block of a key's tensor and where it is stored."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int  # bytes into the file
+    length: int  # bytes, the wrapping of `torch.save` included
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A parameter in a checkpoint: the key, and the leading indices (layer, expert) into it."""
+
+    key: str
+    index: tuple[int, ...]
+
+
+class _Stub:
+    """Stands for a class of Megatron that only Megatron needs."""
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads `.metadata` and nothing else: unpickling runs no code that a file brings along."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if _INERT.match(module):
+            return _Stub
+        if not _TRUSTED.fullmatch(f"{module}.{name}"):
+            raise ValueError(f"it refers to {module}.{name}")
+        return super().find_class(module, name)
+
+
+class CheckpointReader:
+    """The tensors of a distributed checkpoint, read a piece at a time.
+
+    Raises:
+        ValueError: the directory is no `torch_dist` checkpoint, its metadata cannot be read, or a
+            file is missing or too short.
+    """
+
+    def __init__(self, directory: "str | Path") -> None:
+        self.directory = Path(directory)
+        try:
+            formats = json.loads((self.directory / FORMAT_NAME).read_text())
+            if formats["sharded_backend"] != "torch_dist":
+                raise ValueError(f"its format is {formats['sharded_backend']!r}")
+            with (self.directory / METADATA_NAME).open("rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+            entries, stored = metadata.state_dict_metadata, metadata.storage_data
+        except (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.directory} is no Megatron distributed checkpoint: {error}"
+            ) from error
+        self._entries = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+        self.keys: Set[str] = self._entries.keys()
+        self._chunks: dict[str, list[Chunk]] = defaultdict(list)
+        for key, entry in self._entries.items():
+            for chunk in entry.chunks:
+                info = stored[MetadataIndex(key, chunk.offsets)]
+                place = (info.relative_path, info.offset, info.length)
+                self._chunks[key].append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *place))
+        self._check_files()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return tuple(self._entry(key).size)
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self._entry(key).properties.dtype
+
+    def read(self, place: Place) -> torch.Tensor:
+        """A parameter, whole.
+
+        Raises:
+            ValueError: the stored chunks do not cover it, or a file is damaged.
+        """
+        depth = len(place.index)
+        out = torch.empty(self.shape(place.key)[depth:], dtype=self.dtype(place.key))
+        covered = 0
+        for chunk in self._chunks[place.key]:
+            index = [i - o for i, o in zip(place.index, chunk.offsets, strict=False)]
+            if any(not 0 <= i < n for i, n in zip(index, chunk.sizes, strict=False)):
+                continue
+            offsets, sizes = chunk.offsets[depth:], chunk.sizes[depth:]
+            target = out[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
+            piece = target if target.is_contiguous() else torch.empty(sizes, dtype=out.dtype)
+            self._read_chunk(chunk, index, piece)
+            if piece is not target:
+                target.copy_(piece)
+            covered += piece.numel()
+        if covered != out.numel():
+            raise ValueError(f"{self.directory} holds {place.key} {list(place.index)} in part only")
+        return out
+
+    def _entry(self, key: str) -> TensorStorageMetadata:
+        if key not in self._entries:
+            raise ValueError(f"{self.directory} lacks {key}")
+        return self._entries[key]
+
+    def _read_chunk(self, chunk: Chunk, index: list[int], piece: torch.Tensor) -> None:
+        """Fill `piece` with `chunk[index]`, whose bytes lie together."""
+        path = self.directory / chunk.file
+        try:  # on the device "meta" torch reads type, shape and place, but no data
+            with path.open("rb") as file:
+                view = _create_file_view(file, chunk.start, chunk.length)
+                stored = torch.load(view, map_location="meta", weights_only=True)
+            begin: int = stored.untyped_storage()._checkpoint_offset
+            fits = (tuple(stored.shape), stored.dtype) == (chunk.sizes, piece.dtype)
+        except (RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError):
+            fits = False
+        if not fits or not stored.is_contiguous() or stored.storage_offset():
+            what = f"{piece.dtype} tensor of {list(chunk.sizes)}"
+            raise ValueError(f"{path} is damaged: no {what} at byte {chunk.start}")
+        first = 0
+        for i, n in zip(index, chunk.sizes, strict=False):
+            first = first * n + i
+        read_into(piece, path, chunk.start + begin + first * piece.nbytes)
+
+    def _check_files(self) -> None:
+        """Compare the size of every file with what it is said to hold."""
+        ends: dict[str, int] = defaultdict(int)
+        for chunk in (chunk for chunks in self._chunks.values() for chunk in chunks):
+            ends[chunk.file] = max(ends[chunk.file], chunk.start + chunk.length)
+        for name, end in ends.items():
+            path = self.directory / name
+            if not path.is_file():
+                raise ValueError(f"{self.directory} lacks {name}, named in its metadata")
+            if path.stat().st_size < end:
+                raise ValueError(f"{path} is damaged or not complete: it should have {end} bytes")
+
+
+def locate(mapping: Mapping, name: str, reader: CheckpointReader) -> Place:
+    """Where a checkpoint holds a parameter: a key per layer, or all layers stacked in one.
+
+    Raises:
+        ValueError: neither is there, or the shape is another.
+    """
+    entry = mapping.checkpoint_entry(name)
+    index = () if entry.expert is None else (entry.expert,)
+    layer = re.match(r"decoder\.layers\.(\d+)\.", entry.key)
+    if entry.key in reader.keys or not layer:
+        place, shape = Place(entry.key, index), entry.shape
+    else:
+        key = entry.key.replace(layer[0], "decoder.layers.")
+        place = Place(key, (int(layer[1]), *index))
+        shape = (mapping.dims["num_hidden_layers"], *entry.shape)
+        if key not in reader.keys:
+            raise ValueError(f"{reader.directory} lacks {entry.key}")
+    if reader.shape(place.key) != shape:
+        raise ValueError(
+            f"{place.key} in {reader.directory} has shape {list(reader.shape(place.key))}, "
+            f"expected {list(shape)}"
+        )
+    return place
+
+
+def check_left_over(used: Iterable[str], reader: CheckpointReader) -> None:
+    """Refuse a model that has parameters besides `used`; an optimizer's state may be there."""
+    left = sorted(set(filter(_MODEL_KEY.match, reader.keys)) - set(used))
+    if left:
+        raise ValueError(f"{reader.directory} has {', '.join(left[:5])}: no rule maps it")
+
+
+def save_chunk(tensor: torch.Tensor, file: Any) -> tuple[int, int]:
+    """Append a chunk; its start and length in bytes. The tensor's memory must be its own."""
+    start = file.size
+    # The checksum takes longer than everything else together, and no reader looks at it.
+    with torch.utils.serialization.config.patch("save.compute_crc32", False):
+        try:
+            torch.save(tensor, file)
+        except RuntimeError as error:  # raised while another one passed through torch
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+    return start, file.size - start
+
+
+def write_metadata(
+    directory: Path,
+    keys: "dict[str, tuple[tuple[int, ...], torch.dtype]]",
+    chunks: "dict[str, list[Chunk]]",
+    content: dict[str, Any],
+) -> None:
+    """Everything but the chunks, as `megatron.core.dist_checkpointing.load` expects it.
+
+    Linear layers also ask for an object `_extra_state`, which is empty without fp8.
+
+    Args:
+        directory: holds the chunks' files.
+        keys: shape and type of every tensor.
+        chunks: of every tensor, covering it.
+        content: Megatron's `content_metadata`: by which rules the keys were made.
+    """
+    state: dict[str, Any] = {}
+    storage = {}
+    for key, (shape, dtype) in keys.items():
+        blocks = [
+            ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in chunks[key]
+        ]
+        state[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(shape), blocks)
+        for c in chunks[key]:
+            storage[MetadataIndex(key, c.offsets)] = _StorageInfo(c.file, c.start, c.length)
+    torch.save([None], directory / _NOTHING_NAME)
+    nothing = _StorageInfo(_NOTHING_NAME, 0, (directory / _NOTHING_NAME).stat().st_size)
+    for key in (key for name, (shape, _) in keys.items() for key in _extra_states(name, shape)):
+        state[key], storage[MetadataIndex(key)] = BytesStorageMetadata(), nothing
+    metadata = Metadata(
+        state, storage_data=storage, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION
+    )
+    (directory / METADATA_NAME).write_bytes(pickle.dumps(metadata))
+    torch.save({"content_metadata": content}, directory / COMMON_NAME)
+    formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+    formats |= {"common_backend": "torch", "common_backend_version": 1}
+    (directory / FORMAT_NAME).write_text(json.dumps(formats))
+
+
+def _extra_states(key: str, shape: tuple[int, ...]) -> Iterator[str]:
+    """Keys of the `_extra_state` of the module that owns a weight; experts have one each."""
+    module, _, parameter = key.rpartition(".")
+    if parameter == "weight":
+        count = shape[0] if ".experts.experts." in key else 1
+        yield from (f"{module}._extra_state/shard_{i}_{count}" for i in range(count))
+    if key.endswith(".self_attention.linear_proj.weight"):
+        yield module.replace("linear_proj", "core_attention") + "._extra_state/shard_0_1"

@@ -1,0 +1,205 @@
+"""A directory written file by file: it appears when it is whole, and can be continued after a kill.
+
+Until then everything is in `<final>.incomplete`, with a journal of what the output depends on and
+of every finished file with its digest. Who continues reads those files again and keeps the ones
+whose digest agrees. So the journal need not be trusted, and what is written must be on the disk
+only before the directory gets its name.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+
+import xxhash
+from tqdm import tqdm
+
+T = TypeVar("T")
+_JOURNAL = "journal.jsonl"
+_BLOCK = 16 * 2**20
+_BUFFER = 2**20
+
+
+class OutputFile:
+    """A file in the making that knows its length and digest; what `torch.save` writes to.
+
+    Everything goes through a buffer that begins at a page's border, in memory as in the file: the
+    system copies memory that lies differently to the border several times slower.
+    """
+
+    def __init__(self, path: Path, bar: "tqdm[Any]") -> None:
+        self.path, self.size, self.hash = path, 0, xxhash.xxh3_128()
+        self._file, self._bar = path.open("wb", buffering=0), bar
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
+
+    def write(self, data: "bytes | memoryview") -> None:
+        rest = memoryview(data)
+        while rest:
+            at = self.size % _BUFFER
+            part = rest[: _BUFFER - at]
+            self._buffer[at : at + len(part)] = part
+            self.size += len(part)
+            rest = rest[len(part) :]
+            if self.size % _BUFFER == 0:
+                self._flush(_BUFFER)
+
+    def flush(self) -> None:
+        """For `torch.save`, after each tensor: too early."""
+
+    def finish(self) -> None:
+        """Write what the buffer still holds; nothing may follow."""
+        self._flush(self.size % _BUFFER)
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _flush(self, count: int) -> None:
+        rest = self._buffer[:count]
+        self.hash.update(rest)
+        self._bar.update(count)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+
+class OutputDirectory:
+    """The directory `final` in the making; a context manager.
+
+    Args:
+        final: must not exist.
+        inputs: all that the output depends on; plain JSON values.
+        num_bytes: of the whole output, about: for the progress bar.
+        resume: continue `<final>.incomplete` if it is there.
+        progress: show a bar on a terminal.
+
+    Raises:
+        ValueError: `final` exists, `<final>.incomplete` exists without `resume` or was begun from
+            other inputs, or another process is writing it.
+    """
+
+    def __init__(
+        self, final: Path, inputs: dict[str, Any], num_bytes: int, *, resume: bool, progress: bool
+    ) -> None:
+        self.final, self.partial = final, final.with_name(final.name + ".incomplete")
+        if final.exists():
+            raise ValueError(f"{final} exists already")
+        if self.partial.exists() and not resume:
+            raise ValueError(
+                f"{self.partial} is left of a conversion that was interrupted: continue it with "
+                "--resume or remove it"
+            )
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._done = self._continued(inputs)
+        self._bar: tqdm[Any] = tqdm(
+            total=num_bytes,
+            unit="B",
+            unit_scale=True,
+            desc=final.name,
+            disable=None if progress else True,
+        )
+        self._pool = ThreadPoolExecutor(1)
+        self._syncing: list[Future[None]] = []
+        self._open: Optional[OutputFile] = None
+
+    def __enter__(self) -> "OutputDirectory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown()
+        if self._open is not None:
+            self._open.close()
+        self._bar.close()
+        self._journal.close()
+
+    def finished(self, name: str) -> Optional[Any]:
+        """The note recorded with a file of an earlier attempt that is there unharmed, else None."""
+        record, path = self._done.get(name), self.partial / name
+        if record is None or not path.is_file() or path.stat().st_size != record["size"]:
+            return None
+        digest = xxhash.xxh3_128()
+        with path.open("rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                self._bar.update(len(block))
+        return record["note"] if digest.hexdigest() == record["digest"] else None
+
+    def create(self, name: str) -> OutputFile:
+        """A new file; hand it to `close` when all is written."""
+        self._open = OutputFile(self.partial / name, self._bar)
+        return self._open
+
+    def close(self, file: OutputFile, note: Any) -> None:
+        """Record a file as finished, with a note for whoever continues; it is synced meanwhile."""
+        file.finish()
+        self._syncing.append(self._pool.submit(file.sync))
+        digest = file.hash.hexdigest()
+        self._write_record(
+            {"file": file.path.name, "size": file.size, "digest": digest, "note": note}
+        )
+
+    def finish(self) -> None:
+        """Give the directory its name once all of it is on the disk."""
+        for future in self._syncing:
+            future.result()
+        (self.partial / _JOURNAL).unlink()
+        for path in [*self.partial.iterdir(), self.partial]:
+            _sync(path)
+        os.rename(self.partial, self.final)
+        _sync(self.final.parent)
+
+    def _continued(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Records of an earlier attempt, by file; the journal is locked and made whole."""
+        self._journal = (self.partial / _JOURNAL).open("a+")
+        try:
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{self.partial} is being written by another process") from error
+        self._journal.seek(0)
+        # A kill may have cut the last line short.
+        lines = [json.loads(line) for line in self._journal if line.endswith("\n")]
+        begun, records = (lines[0], lines[1:]) if lines else (inputs, [])
+        changed = [key for key in inputs if begun.get(key) != inputs[key]]
+        if changed:
+            raise ValueError(
+                f"{self.partial} was begun with another {' and '.join(changed)}: remove it to "
+                "start again"
+            )
+        if not records:  # nothing is known of what may be there
+            for path in self.partial.iterdir():
+                if path.name != _JOURNAL:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._journal.truncate(0)
+        for record in (inputs, *records):
+            self._write_record(record)
+        return {record["file"]: record for record in records}
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        self._journal.write(json.dumps(record) + "\n")
+        self._journal.flush()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def prefetched(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread while the one before it is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[Any] = pool.submit(next, items, end)
+        while (item := ahead.result()) is not end:
+            ahead = pool.submit(next, items, end)
+            yield item

@@ -1,0 +1,193 @@
+"""Megatron distributed checkpoint -> HF checkpoint, tensor by tensor, from any layout.
+
+Reads what `to_megatron` writes and what training saves. A file's header comes first, since all
+shapes are known; its tensors follow in order.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from megatron_zero.checks import fail
+from megatron_zero.convert import hf_dir
+from megatron_zero.convert.dist_checkpoint import CheckpointReader, check_left_over, locate
+from megatron_zero.convert.families import mapping_for
+from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, header_bytes
+from megatron_zero.convert.sources import raw_bytes
+from megatron_zero.convert.streaming import OutputDirectory, prefetched
+from megatron_zero.convert.verify import verify_conversion
+
+DEFAULT_SHARD_SIZE = "5GB"
+_WAITING_BYTES = 256 * 2**20  # of tensors that come before their turn
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class MegatronTensors:
+    """The HF tensors of a Megatron checkpoint, converted as they are asked for.
+
+    Args:
+        directory: the checkpoint.
+        hf_config: its model's `config.json`.
+        dtype: bf16, fp32 or keep.
+
+    Raises:
+        ValueError: parameters are missing, left over or of another shape.
+    """
+
+    def __init__(self, directory: Path, hf_config: "dict[str, object]", dtype: str) -> None:
+        self._reader = CheckpointReader(directory)
+        padded_vocab_size = self._reader.shape("embedding.word_embeddings.weight")[0]
+        self.with_mtp = any(key.startswith("mtp.") for key in self._reader.keys)
+        self.mapping = mapping_for(hf_config, padded_vocab_size, with_mtp=self.with_mtp)
+        names = self.mapping.megatron_names()
+        self._places = {name: locate(self.mapping, name, self._reader) for name in names}
+        check_left_over((place.key for place in self._places.values()), self._reader)
+        self._origin = {hf: name for name in names for hf in self.mapping.hf_targets(name)}
+        self._dtype = dtype
+        self._waiting: dict[str, torch.Tensor] = {}
+
+    def dtype(self, hf_name: str) -> torch.dtype:
+        name = self._origin[hf_name]
+        stored = self._reader.dtype(self._places[name].key)
+        return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.stays_float32(name))
+
+    def nbytes(self, hf_name: str) -> int:
+        return math.prod(self.mapping.hf_shape(hf_name)) * self.dtype(hf_name).itemsize
+
+    def convert(self, megatron_name: str) -> list[tuple[str, torch.Tensor]]:
+        """The HF tensors of one parameter."""
+        full = self._reader.read(self._places[megatron_name])
+        tensors = self.mapping.to_hf(megatron_name, full)
+        return [(name, tensor.to(self.dtype(name)).contiguous()) for name, tensor in tensors]
+
+    def read(self, hf_name: str) -> torch.Tensor:
+        """One HF tensor; others of the same parameter are kept until their turn comes."""
+        if hf_name not in self._waiting:
+            self._waiting |= self.convert(self._origin[hf_name])
+        tensor = self._waiting.pop(hf_name)
+        while sum(waiting.nbytes for waiting in self._waiting.values()) > _WAITING_BYTES:
+            self._waiting.pop(next(iter(self._waiting)))  # the oldest; to be read again
+        return tensor
+
+
+def megatron_to_hf(
+    megatron: "str | Path",
+    out: "str | Path",
+    *,
+    dtype: str = "keep",
+    max_shard_size: Optional[str] = None,
+    hf_config: "Optional[str | Path]" = None,
+    verify: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[str]:
+    """Convert a Megatron distributed checkpoint, a training checkpoint too, into an HF one.
+
+    Args:
+        megatron: the folder with `metadata.json` and `.metadata`; from any layout.
+        out: must not exist, appears when it is whole; until then all is in `<out>.incomplete`.
+        dtype: bf16, fp32 or keep.
+        max_shard_size: of a file, such as 5GB. None: files as in the original where it is known.
+        hf_config: a folder or hub id with config and tokenizer. None: they are beside the weights
+            or in the run's `model` folder.
+        verify, resume, progress: see `hf_to_megatron`.
+
+    Returns, Raises: see `hf_to_megatron`.
+    """
+    hf_dir.check_dtype(dtype)
+    directory = Path(megatron).expanduser()
+    model_dir = _model_dir(directory, hf_config)
+    tensors = MegatronTensors(directory, hf_dir.read_config(model_dir), dtype)
+    files = _files(tensors, directory, max_shard_size)
+    inputs = {
+        "source": hf_dir.fingerprint(directory),
+        "model files": hf_dir.fingerprint(model_dir),
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+    }
+    total = sum(map(tensors.nbytes, tensors.mapping.hf_names()))
+    with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
+        for file_name, names in files.items():
+            if output.finished(file_name) is None:
+                _write(output, file_name, names, tensors)
+        if list(files) != [SINGLE_NAME]:
+            weight_map = {name: file for file, names in files.items() for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (output.partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
+        said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
+        if verify:
+            said += verify_conversion(tensors.mapping, directory, output.partial, dtype)
+        output.finish()
+    return said
+
+
+def _model_dir(directory: Path, hf_config: "Optional[str | Path]") -> Path:
+    """Where config and tokenizer are: as told, beside the weights, or in the run's `model`."""
+    if not directory.is_dir():
+        fail("megatron", str(directory), "no such folder")
+    if hf_config is not None:
+        return hf_dir.local_directory(hf_config, "hf_config")
+    candidates = [directory, directory.resolve().parent.parent / "model"]
+    found = [path for path in candidates if (path / "config.json").is_file()]
+    if not found:
+        fail(
+            "hf_config",
+            None,
+            f"must be given: no config.json in {' or '.join(map(str, candidates))}",
+        )
+    return found[0]
+
+
+def _files(
+    tensors: MegatronTensors, directory: Path, max_shard_size: Optional[str]
+) -> dict[str, list[str]]:
+    """Tensors by file: as the original had them where that is known, else by size."""
+    known, names = directory / hf_dir.HF_FILES, tensors.mapping.hf_names()
+    groups: list[list[str]] = [[]]
+    if max_shard_size is None and known.is_file():
+        files: dict[str, list[str]] = json.loads(known.read_text())
+        if {name for file in files.values() for name in file} == set(names):
+            return {file: _by_width(tensors, listed) for file, listed in files.items() if listed}
+    limit, size = num_bytes(max_shard_size or DEFAULT_SHARD_SIZE), 0
+    for name in names:
+        if groups[-1] and size + tensors.nbytes(name) > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensors.nbytes(name)
+    labels = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+    labels = labels if len(groups) > 1 else [SINGLE_NAME]
+    return {label: _by_width(tensors, group) for label, group in zip(labels, groups, strict=True)}
+
+
+def num_bytes(size: str) -> int:
+    """Bytes of "5GB", "500MB", "2GiB" or a plain number.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B|)", size.strip().upper())
+    count = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if count < 1:
+        fail("max_shard_size", size, "must be a size such as 5GB or 500MB")
+    return count
+
+
+def _by_width(tensors: MegatronTensors, names: list[str]) -> list[str]:
+    """Wider types first, as the format wants it, else in the same order."""
+    return sorted(names, key=lambda name: -tensors.dtype(name).itemsize)
+
+
+def _write(
+    output: OutputDirectory, file_name: str, names: list[str], tensors: MegatronTensors
+) -> None:
+    file = output.create(file_name)
+    file.write(header_bytes([(n, tensors.dtype(n), tensors.mapping.hf_shape(n)) for n in names]))
+    for tensor in prefetched(map(tensors.read, names)):
+        file.write(raw_bytes(tensor))
+    output.close(file, True)

@@ -1,0 +1,233 @@
+"""HF checkpoint -> Megatron distributed checkpoint, parameter by parameter.
+
+The layout given decides the padding of the vocabulary, the pieces in which parameters are stored
+and how they are spread over files; any other layout loads the same checkpoint.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from megatron_zero.checks import fail
+from megatron_zero.convert import hf_dir
+from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metadata
+from megatron_zero.convert.families import mapping_for
+from megatron_zero.convert.mapping import CheckpointEntry, Mapping
+from megatron_zero.convert.safetensors_io import SafetensorsSource
+from megatron_zero.convert.sources import TensorSource, raw_bytes
+from megatron_zero.convert.streaming import OutputDirectory, prefetched
+from megatron_zero.convert.verify import verify_conversion
+
+MAX_FILE_BYTES = 512 * 2**20  # a conversion that is continued loses at most one file
+MAX_CHUNK_BYTES = 64 * 2**20  # who needs a part of a chunk reads all of it
+
+# By which rules Megatron names the keys: what a loader passes to `sharded_state_dict`.
+CONTENT = {"non_homogeneous_layers": True, "singleton_local_shards": False}
+
+Block = tuple[tuple[int, ...], tuple[int, ...]]  # offsets and sizes within a tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parameter:
+    name: str
+    entry: CheckpointEntry
+    dtype: torch.dtype
+    blocks: list[Block]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(math.prod(sizes) for _, sizes in self.blocks) * self.dtype.itemsize
+
+
+def hf_to_megatron(
+    hf: "str | Path",
+    out: "str | Path",
+    *,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    expert_model_parallel_size: int = 1,
+    dtype: str = "keep",
+    drop_mtp: bool = False,
+    verify: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> list[str]:
+    """Convert an HF checkpoint into a Megatron distributed checkpoint that any layout loads.
+
+    Args:
+        hf: a folder, or a hub id, which is downloaded.
+        out: must not exist, appears when it is whole; until then all is in `<out>.incomplete`.
+            Holds config and tokenizer too, so that it can be a `model.path`.
+        tensor_model_parallel_size, pipeline_model_parallel_size, expert_model_parallel_size: what
+            the files are cut for.
+        dtype: bf16, fp32 or keep.
+        drop_mtp: leave out multi-token-prediction layers.
+        verify: read back and compare, logits too where there is memory for both models.
+        resume: continue `<out>.incomplete` if it is there.
+        progress: show a bar on a terminal.
+
+    Returns:
+        What was written and, with `verify`, found: sentences.
+
+    Raises:
+        ValueError: bad input, by name; OSError: reading or writing failed; VerificationError.
+    """
+    sizes = (tensor_model_parallel_size, pipeline_model_parallel_size, expert_model_parallel_size)
+    hf_dir.check_dtype(dtype)
+    directory = hf_dir.local_directory(hf, "hf")
+    config = hf_dir.read_config(directory)
+    mapping = _mapping(config, *sizes, with_mtp=not drop_mtp)
+    source = hf_dir.open_source(directory, config, dtype)
+    mapping.check_source(source)
+    files = _files(mapping, source, dtype, *sizes[:2])
+    inputs = {"source": hf_dir.fingerprint(directory), "dtype": dtype, "layout": list(sizes)}
+    inputs["drop_mtp"] = drop_mtp
+    parameters = list(itertools.chain(*files.values()))
+    total = sum(parameter.nbytes for parameter in parameters)
+    with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
+        chunks: dict[str, list[Chunk]] = defaultdict(list)
+        for name, members in files.items():
+            places = output.finished(name) or _write(output, name, members, mapping, source)
+            _add_chunks(chunks, name, members, places)
+        keys = {p.entry.key: (p.entry.shape, p.dtype) for p in parameters}
+        write_metadata(output.partial, keys, chunks, CONTENT)
+        _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
+        hf_dir.carry_over(directory, output.partial, dtype, with_mtp=not drop_mtp)
+        said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
+        if verify:
+            said += verify_conversion(mapping, output.partial, directory, dtype)
+        output.finish()
+    return said
+
+
+def _keep_assignment(directory: Path, mapping: Mapping, path: Path) -> None:
+    """Record which tensors each file of the original holds, for the way back."""
+    known, stored = set(mapping.hf_names()), SafetensorsSource(directory, fp8=True).files()
+    assigned = {file: [n for n in names if n in known] for file, names in stored.items()}
+    path.write_text(json.dumps(assigned, indent=1) + "\n")
+
+
+def _mapping(
+    config: dict[str, object], tp_size: int, pp_size: int, ep_size: int, *, with_mtp: bool
+) -> Mapping:
+    """The mapping with its vocabulary padded for `tp_size`; refuses sizes that do not divide."""
+    dims = mapping_for(config).dims
+    for kind, size, total, what in (
+        ("tensor", tp_size, dims["num_attention_heads"], "attention heads"),
+        ("pipeline", pp_size, dims["num_hidden_layers"], "layers"),
+        ("expert", ep_size, dims.get("num_experts", 1), "experts"),
+    ):
+        valid = [n for n in range(1, total + 1) if total % n == 0]
+        if size not in valid:
+            listed = ", ".join(map(str, valid))
+            fail(f"{kind}_model_parallel_size", size, f"{total} {what}: must be one of {listed}")
+    padded_vocab_size = -(-dims["vocab_size"] // tp_size) * tp_size
+    mapping = mapping_for(config, padded_vocab_size, with_mtp=with_mtp)
+    for name in mapping.megatron_names():
+        try:
+            mapping.shard_shape(name, tp_size)
+        except ValueError as error:
+            fail("tensor_model_parallel_size", tp_size, str(error))
+    return mapping
+
+
+def _files(
+    mapping: Mapping, source: TensorSource, dtype: str, tp_size: int, pp_size: int
+) -> dict[str, list[_Parameter]]:
+    """All parameters by file, stage after stage; no file belongs to two stages."""
+    files: dict[str, list[_Parameter]] = {}
+    names: dict[int, str] = {}  # the file that a stage is filling
+    for name in mapping.megatron_names():
+        layer = re.match(r"decoder\.layers\.(\d+)\.", name)
+        if layer:
+            stage = int(layer[1]) * pp_size // mapping.dims["num_hidden_layers"]
+        else:
+            stage = 0 if name.startswith("embedding.") else pp_size - 1
+        parameter = _parameter(mapping, source, name, dtype, tp_size)
+        size = sum(p.nbytes for p in files.get(names.get(stage, ""), ()))
+        if not size or size + parameter.nbytes > MAX_FILE_BYTES:
+            number = sum(file.startswith(f"stage{stage:03d}") for file in files)
+            names[stage] = f"stage{stage:03d}_{number:04d}.distcp"
+        files.setdefault(names[stage], []).append(parameter)
+    return files
+
+
+def _parameter(
+    mapping: Mapping, source: TensorSource, name: str, dtype: str, tp_size: int
+) -> _Parameter:
+    hf_names = mapping.hf_sources(name)
+    stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in hf_names}
+    if len(stored) > 1:
+        raise ValueError(f"HF tensors {', '.join(hf_names)}: must have one type, not {[*stored]}")
+    chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapping.stays_float32(name))
+    # Every rank holds its part of each block: of gate and of up, where they are stacked.
+    parts = tp_size * mapping._parameter(name).kind.num_blocks
+    blocks = list(_blocks(mapping.full_shape(name), chosen.itemsize, mapping.tp_dim(name), parts))
+    entry = mapping.checkpoint_entry(name)
+    return _Parameter(name=name, entry=entry, dtype=chosen, blocks=blocks)
+
+
+def _blocks(
+    shape: tuple[int, ...], itemsize: int, dim: Optional[int], parts: int
+) -> Iterator[Block]:
+    """The chunks of a tensor: `parts` along `dim`, and not too large ones along dim 0."""
+    cuts = [[(0, length)] for length in shape]
+    if dim is not None:
+        step = shape[dim] // parts
+        cuts[dim] = [(start, step) for start in range(0, shape[dim], step)]
+    rows = max(MAX_CHUNK_BYTES // (itemsize * math.prod(cut[0][1] for cut in cuts[1:])), 1)
+    cuts[0] = [
+        (at, min(rows, start + length - at))
+        for start, length in cuts[0]
+        for at in range(start, start + length, rows)
+    ]
+    for ranges in itertools.product(*cuts):
+        yield tuple(start for start, _ in ranges), tuple(length for _, length in ranges)
+
+
+def _write(
+    output: OutputDirectory,
+    file_name: str,
+    parameters: list[_Parameter],
+    mapping: Mapping,
+    source: TensorSource,
+) -> list[tuple[int, int]]:
+    """Write one file; start and length of every chunk in it."""
+    tensors = (
+        mapping.to_megatron_shard(parameter.name, source, 0, 1).to(parameter.dtype)
+        for parameter in parameters
+    )
+    file = output.create(file_name)
+    places = []
+    for parameter, full in zip(parameters, prefetched(tensors), strict=True):
+        for offsets, sizes in parameter.blocks:
+            block = full[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
+            block = block.contiguous()
+            # `torch.save` writes all of a tensor's memory: it is given one without the rest.
+            alone = torch.frombuffer(raw_bytes(block), dtype=block.dtype).view(block.shape)
+            places.append(
+                save_chunk(alone if parameter.entry.expert is None else alone[None], file)
+            )
+    output.close(file, places)
+    return places
+
+
+def _add_chunks(
+    chunks: dict[str, list[Chunk]],
+    file: str,
+    parameters: list[_Parameter],
+    places: list[tuple[int, int]],
+) -> None:
+    blocks = ((p.entry, offsets, sizes) for p in parameters for offsets, sizes in p.blocks)
+    for (entry, offsets, sizes), (start, length) in zip(blocks, places, strict=True):
+        if entry.expert is not None:
+            offsets, sizes = (entry.expert, *offsets), (1, *sizes)
+        chunks[entry.key].append(Chunk(offsets, sizes, file, start, length))
