@@ -4,10 +4,17 @@ The objective of one optimizer step over N responses is
 
     loss = 1 / denominator * sum_i sum_t loss_weight_it * loss_it
 
-with loss_weight 1 and denominator N * max_response_tokens for Dr. GRPO's constant length
-normaliser, and loss_weight 1 / |response_i| and denominator N for GRPO's mean over each response
-(reference A5). Every term is known before the first forward pass, so the gradient is a plain sum
-over microbatches and data-parallel ranks, however the samples are spread over them.
+with, by `loss.length_normalizer`,
+
+    constant   loss_weight 1                 denominator N * max_response_tokens   Dr. GRPO
+    response   loss_weight 1 / |response_i|  denominator N                         GRPO
+    tokens     loss_weight 1                 denominator sum_i |response_i|        DAPO
+    none       loss_weight 1                 denominator N                         RLOO
+
+(reference A5; DAPO: arXiv 2503.14476, equation 12). Every term is known before the first forward
+pass, so the gradient is a plain sum over microbatches and data-parallel ranks, however the samples
+are spread over them. A sample that is masked out counts in N, but its tokens do not count among the
+tokens that `tokens` averages over.
 
 Every rank builds the same plan from the same samples and keeps its own part.
 """
@@ -16,6 +23,7 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Optional
 
 import torch
 
@@ -26,6 +34,7 @@ from megatron_zero.types import (
     Microbatch,
     Minibatch,
     RolloutGroup,
+    TokenRows,
     TrainSample,
 )
 
@@ -76,12 +85,19 @@ def build_samples(
 
 
 def step_denominator(
-    num_samples: int, *, length_normalizer: str, max_response_tokens: int
+    samples: Sequence[TrainSample], *, length_normalizer: str, max_response_tokens: int
 ) -> float:
-    """What one optimizer step's sum is divided by; masked samples count (reference A3.3)."""
+    """What one optimizer step's sum is divided by.
+
+    Args:
+        samples: of the step, on all ranks, skipped ones included: the denominator may not depend
+            on which of them a pass is needed for.
+    """
     if length_normalizer == "constant":
-        return float(num_samples * max_response_tokens)
-    return float(num_samples)
+        return float(len(samples) * max_response_tokens)
+    if length_normalizer == "tokens":
+        return float(max(sum(s.response_length for s in samples if not s.masked), 1))
+    return float(len(samples))  # masked samples count (reference A3.3)
 
 
 def samples_to_train(
@@ -89,9 +105,9 @@ def samples_to_train(
 ) -> list[int]:
     """Indices of the samples a pass is needed for.
 
-    Without a KL term the gradient of a sample with advantage 0 is exactly 0. One such sample of
-    every engine is kept (the shortest), so that each step still compares every engine with the
-    policy, and as many more as it takes to give each of `min_samples` ranks one.
+    Without a KL or entropy term the gradient of a sample with advantage 0 is exactly 0. One such
+    sample of every engine is kept (the shortest), so that each step still compares every engine
+    with the policy, and as many more as it takes to give each of `min_samples` ranks one.
     """
     if not skip_zero_advantage:
         return list(range(len(samples)))
@@ -180,7 +196,7 @@ def build_microbatch(
         # label t is token t + 1: the first response token is the label of the last prompt token
         num_prompt = sample.prompt_length - 1
         num_response = sample.response_length
-        weight = 1.0 if length_normalizer == "constant" else 1.0 / max(num_response, 1)
+        weight = 1.0 / max(num_response, 1) if length_normalizer == "response" else 1.0
         trained = 0.0 if sample.masked else 1.0
         before, after = [0.0] * num_prompt, [0.0] * num_padding
         columns["tokens"] += [*sample.token_ids[:-1], *[0] * num_padding]
@@ -208,6 +224,35 @@ def build_microbatch(
     )
 
 
+def token_rows(
+    microbatch: Microbatch,
+    logprobs: torch.Tensor,
+    entropy: torch.Tensor,
+    cp_group: Optional[torch.distributed.ProcessGroup] = None,
+) -> TokenRows:
+    """What the loss sees of a microbatch: its tokens under `loss_mask`.
+
+    Args:
+        logprobs, entropy: [R] of those tokens, with gradient.
+        cp_group: of the ranks that each have an equal part of every sequence; None: one has all.
+    """
+    mask = microbatch.loss_mask
+    old, ref = microbatch.old_logprobs, microbatch.ref_logprobs
+    num_parts = 1 if cp_group is None else cp_group.size()
+    lengths = microbatch.cu_seqlens.diff().long() // num_parts
+    return TokenRows(
+        logprobs=logprobs,
+        entropy=entropy,
+        loss_weights=microbatch.loss_weights[mask],
+        advantages=microbatch.advantages[mask],
+        rollout_logprobs=microbatch.rollout_logprobs[mask],
+        old_logprobs=logprobs.detach() if old is None else old[mask],
+        ref_logprobs=None if ref is None else ref[mask],
+        cp_group=cp_group,
+        response_lengths=torch.segment_reduce(mask.double(), "sum", lengths=lengths).long(),
+    )
+
+
 def build_global_batch(
     samples: Sequence[TrainSample], config: RunConfig, packing: Packing, *, step: int
 ) -> GlobalBatch:
@@ -226,7 +271,8 @@ def build_global_batch(
     order = list(range(len(samples)))
     if config.num_optimizer_steps > 1:
         random.Random(f"{config.seed}/{step}/minibatches").shuffle(order)
-    exact_zero = config.batch.skip_zero_advantage and not config.needs_ref_policy
+    has_other_terms = config.needs_ref_policy or config.loss.entropy_coef > 0
+    exact_zero = config.batch.skip_zero_advantage and not has_other_terms
     minibatches = []
     for start in range(0, len(order), size):
         chosen = order[start : start + size]
@@ -250,7 +296,7 @@ def build_global_batch(
                     for bin_ in plan[packing.dp_rank]
                 ),
                 denominator=step_denominator(
-                    len(chosen),
+                    [samples[i] for i in chosen],
                     length_normalizer=config.loss.length_normalizer,
                     max_response_tokens=config.rollout.max_response_tokens,
                 ),

@@ -21,10 +21,10 @@ from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.data.datasets import evaluation_data, load_rows
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.losses import Objective
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 from megatron_zero.policy.converted import is_megatron_checkpoint
-from megatron_zero.policy.forward import Objective
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
 from megatron_zero.policy.policy import Policy

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}  # of every section
+
 
 def fail(path: str, value: object, valid: str) -> None:
     """Refuse one setting: every configuration error has this form."""

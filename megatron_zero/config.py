@@ -13,92 +13,18 @@ Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 from dataclasses import dataclass, field
 from dataclasses import replace as replace
 
-from megatron_zero.checks import at_least, check_run, divides, fail, one_of
-
-CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}
-
-TEMPLATES = ["qwen_math", "r1", "no", "arithmetic"]
-ANSWER_FORMATS = ["", "boxed", "answer_tag"]
-
-
-@dataclass(**CONFIG_OPTIONS)
-class ArchitectureConfig:
-    """A Qwen2 made from scratch, used only with `model.init="random"`; names as in HF's config."""
-
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 2
-    vocab_size: int = 0  # 0: the tokenizer's size, rounded up to a multiple of 128
-    max_position_embeddings: int = 4096
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = True
-
-    def __post_init__(self) -> None:
-        here = "model.architecture"
-        at_least(self, here, 1, "hidden_size", "intermediate_size", "num_hidden_layers")
-        at_least(self, here, 1, "num_attention_heads", "num_key_value_heads")
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        divides(f"{here}.num_attention_heads", heads, self.hidden_size, "hidden_size")
-        divides(f"{here}.num_key_value_heads", kv_heads, heads, "num_attention_heads")
-
-
-@dataclass(**CONFIG_OPTIONS)
-class ModelConfig:
-    """The policy's starting point."""
-
-    path: str = ""  # HF directory or hub id; its config.json alone is read when init="random"
-    init: str = "pretrained"  # pretrained: weights of `path`; random: seeded, layout-independent
-    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
-    tokenizer: str = ""  # directory, hub id or "characters"; "": the model's
-    dtype: str = "bf16"  # bf16 (float32 master weights) or fp32
-
-    def __post_init__(self) -> None:
-        one_of(self, "model", "init", ["pretrained", "random"])
-        one_of(self, "model", "dtype", ["bf16", "fp32"])
-        if not self.path and (self.init == "pretrained" or not self.tokenizer):
-            name = "path" if self.init == "pretrained" else "tokenizer"
-            fail(f"model.{name}", "", f"needed with model.init={self.init!r} and no model.path")
-
-
-@dataclass(**CONFIG_OPTIONS)
-class ArithmeticConfig:
-    """Generated addition problems (`data.arithmetic`): no download, known answers."""
-
-    min_operand: int = 10
-    max_operand: int = 99
-    wrong_fraction: float = 0.5  # pretraining documents whose final answer is wrong
-
-    def __post_init__(self) -> None:
-        at_least(self, "arithmetic", 0, "min_operand")
-        if self.max_operand <= self.min_operand:
-            fail("arithmetic.max_operand", self.max_operand, f"must be above {self.min_operand}")
-        if not 0 <= self.wrong_fraction < 1:
-            fail("arithmetic.wrong_fraction", self.wrong_fraction, "must be in [0, 1)")
-
-
-@dataclass(**CONFIG_OPTIONS)
-class DataConfig:
-    """Which prompts are trained on."""
-
-    dataset: str = "arithmetic"  # a known name, a file or folder, or a hub id
-    data_dir: str = ""  # folder that is looked into before the hub for known names
-    split: str = "train"
-    prompt_key: str = ""  # "": the known data set's, else "problem"
-    answer_key: str = ""  # "": the known data set's, else "answer"
-    template: str = "qwen_math"
-    max_prompt_tokens: int = 1024  # longer templated prompts are left out
-    max_prompts: int = 0  # use only the first n rows; 0: all
-    shuffle: bool = True
-    arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
-
-    def __post_init__(self) -> None:
-        one_of(self, "data", "template", TEMPLATES)
-        at_least(self, "data", 1, "max_prompt_tokens")
-        at_least(self, "data", 0, "max_prompts")
+from megatron_zero.checks import CONFIG_OPTIONS, at_least, check_run, divides, fail, one_of
+from megatron_zero.config_data import TEMPLATES as TEMPLATES
+from megatron_zero.config_data import ArchitectureConfig as ArchitectureConfig
+from megatron_zero.config_data import ArithmeticConfig as ArithmeticConfig
+from megatron_zero.config_data import DataConfig, DocumentsConfig, ModelConfig
+from megatron_zero.config_objective import ANSWER_FORMATS as ANSWER_FORMATS
+from megatron_zero.config_objective import (
+    AdvantageConfig,
+    LossConfig,
+    RewardConfig,
+    check_objective,
+)
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -107,6 +33,7 @@ class RolloutConfig:
 
     num_prompts_per_step: int = 128
     group_size: int = 8
+    max_rounds: int = 1  # above 1, groups without signal are replaced: dynamic sampling (DAPO)
     max_response_tokens: int = 3000
     temperature: float = 1.0
     top_p: float = 1.0
@@ -122,6 +49,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         at_least(self, "rollout", 1, "num_prompts_per_step", "group_size", "max_response_tokens")
         at_least(self, "rollout", 1, "tensor_model_parallel_size", "max_num_sequences")
+        at_least(self, "rollout", 1, "max_rounds")
         if self.temperature <= 0:
             fail("rollout.temperature", self.temperature, "must be above 0: training samples")
         if self.top_p != 1.0:
@@ -131,54 +59,6 @@ class RolloutConfig:
             fail("rollout.gpu_memory_utilization", self.gpu_memory_utilization, "must be in (0, 1]")
         if self.kv_cache_gib <= 0:
             fail("rollout.kv_cache_gib", self.kv_cache_gib, "must be above 0")
-
-
-@dataclass(**CONFIG_OPTIONS)
-class RewardConfig:
-    """The verifier. Truncated responses get reward 0 and stay in the group mean (reference A3)."""
-
-    answer_format: str = ""  # boxed or answer_tag; "": the template's
-    num_workers: int = 1  # processes per rank
-    timeout_s: float = 5.0  # of one grading, counted from when it starts
-    memory_limit_mib: int = 1024  # address space a worker may add
-
-    def __post_init__(self) -> None:
-        one_of(self, "reward", "answer_format", ANSWER_FORMATS)
-        at_least(self, "reward", 1, "num_workers")
-        at_least(self, "reward", 64, "memory_limit_mib")
-        if self.timeout_s <= 0:
-            fail("reward.timeout_s", self.timeout_s, "must be above 0")
-
-
-@dataclass(**CONFIG_OPTIONS)
-class AdvantageConfig:
-    """Reward minus group mean; GRPO also divides by the group's standard deviation."""
-
-    normalize_std: bool = False
-    kl_reward_coef: float = 0.0  # KL to the reference policy subtracted from the reward
-
-    def __post_init__(self) -> None:
-        at_least(self, "advantage", 0, "kl_reward_coef")
-
-
-@dataclass(**CONFIG_OPTIONS)
-class LossConfig:
-    """The clipped surrogate and how it is averaged."""
-
-    length_normalizer: str = "constant"  # constant: max_response_tokens (Dr. GRPO); response: GRPO
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    kl_coef: float = 0.0
-    kl_kind: str = "k3"
-    importance_cap: float = 0.0  # truncated importance sampling, C; 0: off (the paper)
-    mask_truncated: bool = False  # truncated responses are not trained on, but count in every mean
-
-    def __post_init__(self) -> None:
-        one_of(self, "loss", "length_normalizer", ["constant", "response"])
-        one_of(self, "loss", "kl_kind", ["k1", "k2", "k3"])
-        at_least(self, "loss", 0, "clip_low", "clip_high", "kl_coef", "importance_cap")
-        if self.clip_low >= 1:
-            fail("loss.clip_low", self.clip_low, "must be below 1")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -328,8 +208,7 @@ class RunConfig:
             what = "data.max_prompt_tokens + rollout.max_response_tokens"
             valid = f"must hold the longest sample: {what} = {self.max_sample_tokens}"
             fail("batch.max_tokens_per_microbatch", budget, valid)
-        if self.advantage.normalize_std and self.rollout.group_size < 2:
-            fail("advantage.normalize_std", True, "needs rollout.group_size of at least 2")
+        check_objective(self)
 
     @property
     def responses_per_step(self) -> int:
@@ -359,21 +238,6 @@ class RunConfig:
     @property
     def run_dir(self) -> str:
         return f"{self.runs_dir}/{self.name}"
-
-
-@dataclass(**CONFIG_OPTIONS)
-class DocumentsConfig:
-    """What `pretrain` reads: packed to `sequence_length` tokens, an EOS after each document."""
-
-    source: str = "arithmetic"  # "arithmetic" (generated solutions), or a text or parquet file
-    text_key: str = "text"  # parquet, JSONL: column to read; several joined: "problem+solution"
-    sequence_length: int = 1024
-    sequences_per_step: int = 32  # all ranks
-    arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
-
-    def __post_init__(self) -> None:
-        at_least(self, "documents", 2, "sequence_length")
-        at_least(self, "documents", 1, "sequences_per_step")
 
 
 @dataclass(**CONFIG_OPTIONS)

@@ -310,7 +310,11 @@ def _load_target(target: str, recipes: Recipes | None) -> Config:
 
 
 def resolve(
-    target: str, overrides: Sequence[str], kind: str, recipes: Recipes | None = None
+    target: str,
+    overrides: Sequence[str],
+    kind: str,
+    recipes: Recipes | None = None,
+    preset: Callable[[RunConfig], RunConfig] | None = None,
 ) -> Config:
     """The complete config of a run, from what a user typed.
 
@@ -319,6 +323,7 @@ def resolve(
         overrides: `dotted.key=value` texts.
         kind: the command, `train` or `pretrain`, that the config must be for.
         recipes: name -> function; None: the package `recipes`.
+        preset: of `objective.PRESETS`, applied before the overrides; only for `train`.
 
     Raises:
         ValueError: with the setting's path, its value and what would be valid.
@@ -326,4 +331,7 @@ def resolve(
     config = _load_target(target, recipes)
     if kind_of(config) != kind:
         raise ValueError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
+    if preset is not None:
+        assert isinstance(config, RunConfig)
+        config = preset(config)
     return apply_overrides(config, overrides)

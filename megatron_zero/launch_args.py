@@ -19,6 +19,7 @@ from pathlib import Path
 
 from megatron_zero.config import replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
+from megatron_zero.objective import PRESETS
 
 COMMANDS = {
     "train": "reinforcement learning: rollouts, rewards, policy updates",
@@ -53,6 +54,12 @@ def make_parser(kind: str, *, launcher: bool) -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the run directory's last checkpoint"
     )
+    if kind == "train":
+        parser.add_argument(
+            "--objective",
+            choices=list(PRESETS),
+            help="a published objective's settings, set before the overrides: docs/objectives.md",
+        )
     if launcher:
         parser.add_argument(
             "--nproc", type=int, metavar="N", help="processes; default: one per GPU, else 1"
@@ -80,7 +87,9 @@ def parse_args(
         names = ", ".join(sorted(known_recipes() if recipes is None else recipes)) or "none"
         raise ValueError(f"{kind}: needs a recipe or a YAML file first; recipes: {names}")
     target, *overrides = parsed.words
-    config = resolve(target, overrides, kind, recipes)
+    objective = parsed.objective if kind == "train" else None
+    preset = PRESETS[objective] if objective else None
+    config = resolve(target, overrides, kind, recipes, preset)
     if parsed.run_dir is not None:
         path = Path(parsed.run_dir)
         config = replace(config, runs_dir=str(path.parent), name=path.name)

@@ -27,12 +27,12 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
     from megatron_zero import build
     from megatron_zero.batching import build_document_minibatch
     from megatron_zero.data.documents import DocumentStream
+    from megatron_zero.losses import next_token_objective
     from megatron_zero.observability.console import PRETRAIN_COLUMNS
     from megatron_zero.observability.sinks import make_sinks, read_metrics
     from megatron_zero.observability.summary import print_summary
     from megatron_zero.observability.timers import Timers
     from megatron_zero.policy import checkpoint
-    from megatron_zero.policy.forward import next_token_objective
 
     topology, run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
     documents, timers = DocumentStream(config.documents, tokenizer, config.seed), Timers()

@@ -18,6 +18,7 @@ from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.evaluate import evaluate, evaluation_metrics, evaluation_record
 from megatron_zero.grading import Grader
+from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
 from megatron_zero.observability.rollouts import write_rollouts
 from megatron_zero.observability.run_dir import write_atomically
@@ -25,7 +26,6 @@ from megatron_zero.observability.sinks import make_sinks, read_metrics
 from megatron_zero.observability.summary import print_summary
 from megatron_zero.observability.timers import Timers
 from megatron_zero.policy import checkpoint
-from megatron_zero.policy.forward import policy_objective
 from megatron_zero.rewards.verifier_pool import VerifierPool
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
@@ -124,12 +124,18 @@ class Session:
             max(lengths, default=0) + config.max_evaluation_tokens,
         )
 
-    def sample(self, prompts: Sequence[Prompt], step: int) -> list[RolloutGroup]:
-        """A group of responses to every prompt, from the weights of version `step`."""
+    def sample(
+        self, prompts: Sequence[Prompt], step: int, *, first_place: int = 0
+    ) -> list[RolloutGroup]:
+        """A group of responses to every prompt, from the weights of version `step`.
+
+        Args:
+            first_place: of the step's prompts, which the first of these is: seeds depend on it.
+        """
         config = self.config
 
         def seed_of(place: int, prompt: Prompt, sample: int) -> int:
-            return sample_seed(config.seed, step, place, prompt.index, sample)
+            return sample_seed(config.seed, step, first_place + place, prompt.index, sample)
 
         return self.sampler.sample(
             prompts,

@@ -26,13 +26,13 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         RuntimeError: engine and policy disagree by more than `mismatch.max_kl`.
         FloatingPointError: a gradient is not finite.
     """
-    import torch
-
-    from megatron_zero.advantages import group_advantages
+    from megatron_zero.advantages import advantage_function, training_rewards
     from megatron_zero.analysis.rollout_stats import rollout_metrics
     from megatron_zero.batching import build_global_batch, build_samples, set_advantages
+    from megatron_zero.rollout_rounds import RolloutRounds
     from megatron_zero.session import Session, mean_metrics
 
+    advantages_of = advantage_function(config.advantage)
     with Session(config, resume=resume) as run:
         policy, weight_sync, timers = run.policy, run.weight_sync, run.timers
         # the engine always starts on our weights
@@ -40,14 +40,21 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         run.evaluate(run.start_step)
         for step in range(run.start_step, config.num_steps):
             with timers("step"):
-                with timers("rollout"):
-                    groups = run.sample(run.prompts.next_batch(), step)
-                with timers("reward"):
-                    graded = run.grader.score(groups)
-                    rewards = torch.tensor([[v.reward for v in row] for row in graded])
-                    advantages = group_advantages(
-                        rewards, normalize_std=config.advantage.normalize_std
-                    )
+                rounds = RolloutRounds(
+                    num_prompts=config.rollout.num_prompts_per_step,
+                    max_rounds=config.rollout.max_rounds,
+                )
+                while rounds.num_missing:  # once, unless groups without signal are replaced
+                    prompts, place = run.prompts.next_batch(rounds.num_missing), rounds.num_drawn
+                    with timers("rollout"):
+                        groups = run.sample(prompts, step, first_place=place)
+                    with timers("reward"):
+                        rounds.add(groups, run.grader.score(groups))
+                groups, graded = rounds.chosen()
+                rewards = training_rewards(
+                    groups, graded, config.reward, max_length=config.rollout.max_response_tokens
+                )
+                advantages = advantages_of(rewards)
 
                 with timers("train"):
                     run.engine.sleep()
@@ -63,10 +70,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
                         batch = policy.with_old_logprobs(batch)
                     if config.advantage.kl_reward_coef > 0:
                         kl = policy.kl_to_ref(batch, num_samples=len(samples)).view_as(rewards)
-                        advantages = group_advantages(
-                            rewards - config.advantage.kl_reward_coef * kl,
-                            normalize_std=config.advantage.normalize_std,
-                        )
+                        advantages = advantages_of(rewards - config.advantage.kl_reward_coef * kl)
                         batch = set_advantages(batch, advantages.flatten())
                     updates = []
                     for minibatch in batch.minibatches:
@@ -78,7 +82,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
                     weight_sync.push(run.hf_weights(), version=step + 1)
 
             done = step + 1
-            run.log(done, rollout_metrics(groups, graded) | mean_metrics(updates))
+            drawn = {"reward/shaped_mean": rewards.mean().item()} | rounds.metrics()
+            run.log(done, rollout_metrics(groups, graded) | drawn | mean_metrics(updates))
             run.save_rollouts(done, groups, graded, advantages)
             if run.is_due(done, config.evaluation.every_num_steps):
                 run.evaluate(done)

@@ -7,7 +7,8 @@ Alignment (one convention, made in `batching.py`): a sample of n tokens gives n 
 `tokens = ids[:-1]`, `labels = ids[1:]`, and everything per token is aligned with `labels`:
 `logprobs[t]` is the log-probability of `labels[t]`.
 
-Shapes: P prompts per step, G responses per prompt, T packed tokens, S sequences in a microbatch.
+Shapes: P prompts per step, G responses per prompt, T packed tokens and S sequences in a microbatch,
+R of its tokens that the loss sees.
 """
 
 from dataclasses import dataclass
@@ -130,6 +131,24 @@ class Microbatch:
     sample_index: tuple[int, ...]  # which sample of the step each sequence is
     old_logprobs: Optional[torch.Tensor] = None  # [T]; None: the current ones, detached
     ref_logprobs: Optional[torch.Tensor] = None  # [T]; None: no KL term
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRows:
+    """The R tokens of a microbatch that the loss sees, response after response in packed order.
+
+    `response_lengths` counts the rows of each of the S sequences; a masked sample has none.
+    """
+
+    logprobs: torch.Tensor  # [R], with gradient
+    entropy: torch.Tensor  # [R], with gradient
+    loss_weights: torch.Tensor  # [R]
+    advantages: torch.Tensor  # [R]
+    rollout_logprobs: torch.Tensor  # [R]
+    old_logprobs: torch.Tensor  # [R]
+    ref_logprobs: Optional[torch.Tensor]  # [R]; None: no reference policy
+    response_lengths: torch.Tensor  # [S] int64
+    cp_group: Optional[torch.distributed.ProcessGroup] = None  # who has the responses' other rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Metrics of one rollout, over all responses of the step.
 
-    `reward/mean` is what training sees; `reward/correct_frac` counts truncated responses by their
+    `reward/mean` is what training sees, but for an overlong penalty (`reward/shaped_mean`);
+    `reward/correct_frac` counts truncated responses by their
     verdict, as the reference's logged reward does (reference A3.2). Groups whose rewards are all
     alike give no gradient: `reward/no_signal_frac`. Wrong responses growing longer than correct
     ones is the length bias (paper, section 3): `response/length_correct`, `response/length_wrong`.

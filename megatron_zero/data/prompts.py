@@ -109,10 +109,10 @@ class PromptCursor:
         """Epochs dealt out so far, as a fraction: for logs."""
         return self._position / len(self._prompts)
 
-    def next_batch(self) -> list[Prompt]:
-        """The next `num_per_step` prompts; it never ends."""
+    def next_batch(self, num_prompts: int | None = None) -> list[Prompt]:
+        """The next `num_prompts` (None: `num_per_step`) prompts; it never ends."""
         start = self._position
-        self._position += self._num_per_step
+        self._position += self._num_per_step if num_prompts is None else num_prompts
         return [self._prompt_at(position) for position in range(start, self._position)]
 
     def _prompt_at(self, position: int) -> Prompt:

@@ -16,83 +16,19 @@ So the gradient is the sum over microbatches and ranks, whatever the layout: `te
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_zero.config import LossConfig
-from megatron_zero.losses import (
-    clip_fraction_terms,
-    clipped_policy_loss,
-    kl_estimate,
-    truncated_importance_weights,
-)
+from megatron_zero.batching import token_rows
+from megatron_zero.losses import Objective, Sums
+from megatron_zero.losses import policy_objective as policy_objective
 from megatron_zero.policy.attention import own_positions
 from megatron_zero.policy.parallel import Topology
 from megatron_zero.types import Microbatch
-
-Sums = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenRows:
-    """The R tokens of a microbatch that the loss sees, in packed order; all [R]."""
-
-    logprobs: torch.Tensor  # with gradient
-    entropy: torch.Tensor  # with gradient
-    loss_weights: torch.Tensor
-    advantages: torch.Tensor
-    rollout_logprobs: torch.Tensor
-    old_logprobs: torch.Tensor
-    ref_logprobs: Optional[torch.Tensor]
-
-
-# rows -> (loss summed over the rows, not yet divided; values to sum; values to take the maximum of)
-Objective = Callable[[TokenRows], tuple[torch.Tensor, Sums, Sums]]
-
-
-def policy_objective(loss: LossConfig) -> Objective:
-    """The clipped surrogate with its optional KL term and importance correction."""
-
-    def objective(rows: TokenRows) -> tuple[torch.Tensor, Sums, Sums]:
-        clip = {"clip_low": loss.clip_low, "clip_high": loss.clip_high}
-        per_token = clipped_policy_loss(rows.logprobs, rows.old_logprobs, rows.advantages, **clip)
-        if loss.importance_cap > 0:
-            per_token = per_token * truncated_importance_weights(
-                rows.old_logprobs, rows.rollout_logprobs, cap=loss.importance_cap
-            )
-        sums: Sums = {}
-        if rows.ref_logprobs is not None:
-            kl = kl_estimate(rows.logprobs, rows.ref_logprobs, kind=loss.kl_kind)
-            sums["kl_ref"] = kl.detach().sum()
-            if loss.kl_coef > 0:
-                per_token = per_token + loss.kl_coef * kl
-        with torch.no_grad():
-            mismatch = rows.old_logprobs - rows.rollout_logprobs
-            sums |= {
-                "tokens": torch.tensor(float(len(mismatch)), device=mismatch.device),
-                "entropy": rows.entropy.sum(),
-                "clipped": clip_fraction_terms(
-                    rows.logprobs, rows.old_logprobs, rows.advantages, **clip
-                ).sum(),
-                "mismatch_kl": kl_estimate(rows.rollout_logprobs, rows.old_logprobs).sum(),
-                "mismatch_abs": mismatch.abs().sum(),
-            }
-            maxima = {"mismatch_max": mismatch.abs().amax() if len(mismatch) else sums["entropy"]}
-        return (rows.loss_weights * per_token).sum(), sums, maxima
-
-    return objective
-
-
-def next_token_objective(rows: TokenRows) -> tuple[torch.Tensor, Sums, Sums]:
-    """Cross-entropy, summed: what pretraining minimises."""
-    tokens = torch.tensor(float(len(rows.logprobs)), device=rows.logprobs.device)
-    sums = {"tokens": tokens, "entropy": rows.entropy.detach().sum()}
-    return -(rows.loss_weights * rows.logprobs).sum(), sums, {}
 
 
 def _packed_seq_params(microbatch: Microbatch) -> PackedSeqParams:
@@ -184,22 +120,12 @@ def forward_backward(
 
     def loss_function(microbatch: Microbatch, output: torch.Tensor) -> tuple[torch.Tensor, Any]:
         logprobs, entropy = output
-        mask = microbatch.loss_mask
-        old, ref = microbatch.old_logprobs, microbatch.ref_logprobs
-        rows = TokenRows(
-            logprobs=logprobs,
-            entropy=entropy,
-            loss_weights=microbatch.loss_weights[mask],
-            advantages=microbatch.advantages[mask],
-            rollout_logprobs=microbatch.rollout_logprobs[mask],
-            old_logprobs=logprobs.detach() if old is None else old[mask],
-            ref_logprobs=None if ref is None else ref[mask],
-        )
-        loss, sums, maxima = objective(rows)
+        loss, sums, maxima = objective(token_rows(microbatch, logprobs, entropy, cp_group))
         loss = loss / denominator
         # The schedule works on the loss in place, so what is reported is a copy.
         return loss, (loss.detach().clone(), sums, maxima)
 
+    cp_group = topology.cp_group if topology.cp_size > 1 else None
     own = [_own_part(microbatch, topology) for microbatch in microbatches]
     return _run_schedule(chunks, own, loss_function, forward_only=False)
 

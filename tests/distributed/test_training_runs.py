@@ -20,6 +20,7 @@ OVERRIDES = [
     "evaluation.max_prompts=16",
     "logging.rollouts_every_num_steps=2",
     "loss.kl_coef=0.01",
+    "rollout.max_rounds=2",  # groups without signal are replaced
     *(f"data.arithmetic.{setting}" for setting in EASY),
 ]
 
@@ -80,6 +81,8 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
         assert record["policy/grad_norm"] > 0 and record["mismatch/kl"] < 1e-8
         assert 0 <= record["reward/mean"] <= 1 and record["response/length_mean"] > 1
         assert record["time/step_s"] >= record["time/rollout_s"] > 0
+        assert 8 <= record["sampling/groups_drawn"] <= 16
+    assert sum(r["sampling/groups_drawn"] for r in records[1:]) > 4 * 8  # some were replaced
     rollouts = read_rollouts(directory / "rollouts" / "step_000002.jsonl.zst")
     assert len(rollouts) == 8 and all(len(r.group.responses) == 8 for r in rollouts)
     assert all(r.policy_version == 1 for record in rollouts for r in record.group.responses)

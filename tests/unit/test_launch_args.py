@@ -57,6 +57,18 @@ def test_nproc_is_for_the_launcher():
         parse_args("train", ["quick", "--nproc", "3"], recipes=RECIPES)
 
 
+def test_an_objective_is_set_before_the_overrides(capsys):
+    words = ["quick", "loss.clip_high=0.3", "--objective", "dapo", "reward.overlong_penalty=1"]
+    config = parse_args("train", words, recipes=RECIPES).config
+    assert config.loss.length_normalizer == "tokens" and config.rollout.max_rounds == 8
+    assert config.loss.clip_high == 0.3 and config.reward.overlong_penalty == 1.0
+    with pytest.raises(SystemExit):
+        parse_args("train", ["quick", "--objective", "dap0"], recipes=RECIPES)
+    assert "'drgrpo', 'grpo'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # pretraining has one objective
+        parse_args("pretrain", ["quick", "--objective", "dapo"], recipes=RECIPES)
+
+
 @pytest.mark.parametrize("words", [[], ["--resume"], ["seed=3", "quick"]])
 def test_the_target_comes_first(words):
     with pytest.raises(

@@ -74,13 +74,101 @@ def test_presets_set_two_numbers_and_nothing_else(preset, normalize_std, normali
     start = replace(CONFIG, loss=LossConfig(clip_high=0.28), advantage=AdvantageConfig())
     config = PRESETS[preset](start)
     assert config.advantage.normalize_std is normalize_std
+    assert config.loss.surrogate == "ppo" and config.advantage.baseline == "group_mean"
     assert config.loss.length_normalizer == normalizer
     undone = replace(config, loss=start.loss, advantage=start.advantage)
     assert undone == start and config.loss.clip_high == 0.28
 
 
 def test_every_preset_has_its_own_title():
-    assert len({preset_title(preset(CONFIG)) for preset in PRESETS.values()}) == 4
+    assert len({preset_title(preset(CONFIG)) for preset in PRESETS.values()}) == len(PRESETS)
+    for name, preset in PRESETS.items():
+        once = preset(CONFIG)
+        assert preset(once) == once, name  # also applied to what another one left
+
+
+@pytest.mark.parametrize("first", list(PRESETS))
+@pytest.mark.parametrize("second", list(PRESETS))
+def test_a_preset_takes_the_place_of_another(first, second):
+    """What it shares with the one before is set anew, bounds of another surrogate included."""
+    start = replace(CONFIG, batch=BatchConfig(global_batch_size=1024))
+    config = PRESETS[second](PRESETS[first](start))
+    assert preset_title(config) == preset_title(PRESETS[second](start))
+    if config.loss.surrogate == "ppo":
+        assert config.loss.clip_low == 0.2 and config.loss.clip_high in (0.2, 0.28)
+
+
+def test_settings_of_its_own_have_no_preset_name():
+    for preset, name in (
+        ("dapo", "clipped surrogate"),
+        ("gspo", "GSPO's surrogate"),
+        ("cispo", "CISPO's surrogate"),
+    ):
+        config = PRESETS[preset](CONFIG)
+        config = replace(config, loss=replace(config.loss, clip_high=0.5))
+        assert preset_title(config) == f"{name} with settings of its own"
+    without = replace(PRESETS["dapo"](CONFIG), rollout=CONFIG.rollout)
+    assert preset_title(without) == "clipped surrogate with settings of its own"
+
+
+def test_dapo_with_its_numbers():
+    rollout = RolloutConfig(max_response_tokens=20480)
+    batch = BatchConfig(max_tokens_per_microbatch=32768)
+    text = describe_objective(PRESETS["dapo"](replace(CONFIG, rollout=rollout, batch=batch)))
+    assert text.startswith("objective: DAPO\n")
+    assert "1/(Σ_i |o_i|) Σ_i Σ_t −min(ρ_it A_i, clip(ρ_it, 0.8, 1.28) A_i)" in text
+    assert "/ (std(r) + 1e-8)" in text and "r_i = reward + overlong_i" in text
+    assert "overlong_i = −0.5 · max(|o_i| − 16384, 0) / 4096   |o_i| ≤ 20480" in text
+    assert "replaced by further prompts, in at most 8 rounds" in text
+
+
+def test_gspo_with_its_numbers():
+    text = describe_objective(PRESETS["gspo"](CONFIG))
+    assert text.startswith("objective: GSPO\n")
+    assert "1/128 Σ_i 1/|o_i| Σ_t −min(s_i A_i, clip(s_i, 0.9997, 1.0004) A_i)" in text
+    assert "s_i = exp(1/|o_i| Σ_t (logp_it − logp_old_it))" in text
+    one_step = replace(PRESETS["gspo"](CONFIG), batch=BatchConfig(global_batch_size=1024))
+    assert "every s_i is 1" in line(one_step, "steps")
+
+
+def test_cispo_with_its_numbers():
+    config = PRESETS["cispo"](CONFIG)
+    assert "−sg[min(ρ_it, 5)] A_i logp_it" in line(config, "loss")
+    config = replace(config, loss=replace(config.loss, clip_low=0.2))
+    assert "−sg[clip(ρ_it, 0.8, 5)] A_i logp_it" in line(config, "loss")
+
+
+def test_rloo_with_its_numbers():
+    config = PRESETS["rloo"](CONFIG)
+    assert "A_i = r_i − mean(r_j, j ≠ i)   over the other 7 responses" in line(config, "advantage")
+    assert "1/1024 Σ_i Σ_t −A_i logp_it" in line(config, "loss")
+    assert "1 optimizer step: on-policy" in line(config, "steps")
+    assert line(config, "ratio").split()[1] == "none:"
+
+
+def test_what_is_switched_on_is_printed():
+    loss = LossConfig(
+        entropy_coef=0.01,
+        importance_cap=3.0,
+        importance_level="sequence",
+        sequence_mask="geometric",
+        sequence_mask_low=0.99,
+        sequence_mask_high=1.01,
+        length_normalizer="tokens",
+        mask_truncated=True,
+    )
+    config = replace(CONFIG, loss=loss)
+    assert "Σ_i m_i Σ_t [ w_i · −min(" in line(config, "loss")
+    assert "A_i) − 0.01 H_it ]" in line(config, "loss")
+    assert "bonus 0.01" in line(config, "entropy")
+    assert "min(exp(Σ_t (logp_old_it − logp_rollout_it)), 3)" in line(config, "importance")
+    mask = line(config, "mask")
+    assert "0.99 ≤ exp(1/|o_i| Σ_t (logp_old_it − logp_rollout_it)) ≤ 1.01" in mask
+    assert "their tokens not counted" in line(config, "truncated")
+    config = replace(config, loss=replace(loss, sequence_mask="product"))
+    assert "0.99 ≤ exp(Σ_t (" in line(config, "mask")
+    names = [row.split()[0] for row in describe_objective(CONFIG).splitlines()]
+    assert not {"entropy", "mask", "sampling", "overlong"} & set(names)
 
 
 def test_the_std_epsilon_is_the_one_that_is_used():

@@ -1,0 +1,105 @@
+"""The sections of `config` that name the model and the data. Standard library only.
+
+Import them from `config`: it has every section.
+"""
+
+from dataclasses import dataclass, field
+
+from megatron_zero.checks import CONFIG_OPTIONS, at_least, divides, fail, one_of
+
+TEMPLATES = ["qwen_math", "r1", "no", "arithmetic"]
+
+
+@dataclass(**CONFIG_OPTIONS)
+class ArchitectureConfig:
+    """A Qwen2 made from scratch, used only with `model.init="random"`; names as in HF's config."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    vocab_size: int = 0  # 0: the tokenizer's size, rounded up to a multiple of 128
+    max_position_embeddings: int = 4096
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        here = "model.architecture"
+        at_least(self, here, 1, "hidden_size", "intermediate_size", "num_hidden_layers")
+        at_least(self, here, 1, "num_attention_heads", "num_key_value_heads")
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        divides(f"{here}.num_attention_heads", heads, self.hidden_size, "hidden_size")
+        divides(f"{here}.num_key_value_heads", kv_heads, heads, "num_attention_heads")
+
+
+@dataclass(**CONFIG_OPTIONS)
+class ModelConfig:
+    """The policy's starting point."""
+
+    path: str = ""  # HF directory or hub id; its config.json alone is read when init="random"
+    init: str = "pretrained"  # pretrained: weights of `path`; random: seeded, layout-independent
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    tokenizer: str = ""  # directory, hub id or "characters"; "": the model's
+    dtype: str = "bf16"  # bf16 (float32 master weights) or fp32
+
+    def __post_init__(self) -> None:
+        one_of(self, "model", "init", ["pretrained", "random"])
+        one_of(self, "model", "dtype", ["bf16", "fp32"])
+        if not self.path and (self.init == "pretrained" or not self.tokenizer):
+            name = "path" if self.init == "pretrained" else "tokenizer"
+            fail(f"model.{name}", "", f"needed with model.init={self.init!r} and no model.path")
+
+
+@dataclass(**CONFIG_OPTIONS)
+class ArithmeticConfig:
+    """Generated addition problems (`data.arithmetic`): no download, known answers."""
+
+    min_operand: int = 10
+    max_operand: int = 99
+    wrong_fraction: float = 0.5  # pretraining documents whose final answer is wrong
+
+    def __post_init__(self) -> None:
+        at_least(self, "arithmetic", 0, "min_operand")
+        if self.max_operand <= self.min_operand:
+            fail("arithmetic.max_operand", self.max_operand, f"must be above {self.min_operand}")
+        if not 0 <= self.wrong_fraction < 1:
+            fail("arithmetic.wrong_fraction", self.wrong_fraction, "must be in [0, 1)")
+
+
+@dataclass(**CONFIG_OPTIONS)
+class DataConfig:
+    """Which prompts are trained on."""
+
+    dataset: str = "arithmetic"  # a known name, a file or folder, or a hub id
+    data_dir: str = ""  # folder that is looked into before the hub for known names
+    split: str = "train"
+    prompt_key: str = ""  # "": the known data set's, else "problem"
+    answer_key: str = ""  # "": the known data set's, else "answer"
+    template: str = "qwen_math"
+    max_prompt_tokens: int = 1024  # longer templated prompts are left out
+    max_prompts: int = 0  # use only the first n rows; 0: all
+    shuffle: bool = True
+    arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
+
+    def __post_init__(self) -> None:
+        one_of(self, "data", "template", TEMPLATES)
+        at_least(self, "data", 1, "max_prompt_tokens")
+        at_least(self, "data", 0, "max_prompts")
+
+
+@dataclass(**CONFIG_OPTIONS)
+class DocumentsConfig:
+    """What `pretrain` reads: packed to `sequence_length` tokens, an EOS after each document."""
+
+    source: str = "arithmetic"  # "arithmetic" (generated solutions), or a text or parquet file
+    text_key: str = "text"  # parquet, JSONL: column to read; several joined: "problem+solution"
+    sequence_length: int = 1024
+    sequences_per_step: int = 32  # all ranks
+    arithmetic: ArithmeticConfig = field(default_factory=ArithmeticConfig)
+
+    def __post_init__(self) -> None:
+        at_least(self, "documents", 2, "sequence_length")
+        at_least(self, "documents", 1, "sequences_per_step")
