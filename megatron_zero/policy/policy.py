@@ -239,6 +239,7 @@ _METRIC_NAMES = {
     "kl_ref": "policy/kl_ref",
     "mismatch_kl": "mismatch/kl",
     "mismatch_abs": "mismatch/mean_abs",
+    "masked": "mismatch/masked_frac",
 }
 
 
