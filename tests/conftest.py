@@ -17,6 +17,30 @@ TESTS = Path(__file__).parent
 SHARED = TESTS.parent.parent / "shared"  # data and tokenizers beside the checkout; may be absent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-layouts", action="store_true", help="every layout of tests/invariance (without -n)"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of layouts: each against one process."""
+    rows = [
+        dict(report.user_properties)["layout"]
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if "layout" in dict(report.user_properties)
+    ]
+    if not rows:
+        return
+    terminalreporter.write_sep("-", "relative error against one process")
+    terminalreporter.write_line(f"{'layout':44}ranks     loss  gradients    weights")
+    for row in rows:
+        errors = (row.get(name) for name in ("loss", "gradients", "weights"))
+        text = "".join(f"{'' if e is None else format(e, '.1e'):>11}" for e in errors)
+        terminalreporter.write_line(f"{row['layout']:44}{row['processes']:5}{text}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") == "loadgroup" and pytest.version_tuple >= (9, 2):
         raise pytest.UsageError("xdist ignores groups with this pytest: see setup.py, `make setup`")

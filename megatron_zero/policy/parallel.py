@@ -60,6 +60,17 @@ class Topology:
         return dist.get_global_rank(self.pp_group, self.pp_size - 1)
 
 
+def _leave_groups() -> None:
+    """Undo Megatron's cut of the job. It only forgets its groups, whose threads would go on."""
+    from megatron.core import parallel_state
+
+    groups = set(parallel_state._global_process_group_list or ()) - {None}
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        if group in dist.distributed_c10d._world.pg_map:
+            dist.destroy_process_group(group)
+
+
 def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
     """Join the job and cut it into Megatron's groups; may be called again with another layout.
 
@@ -79,7 +90,7 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
             "nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=60)
         )
     if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+        _leave_groups()
     vp_size = parallel.virtual_pipeline_model_parallel_size
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
