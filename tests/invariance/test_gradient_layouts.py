@@ -7,6 +7,7 @@ routers and YaRN amplify it). Megatron's distributed optimizer and its clipping 
 with them the weights are compared, in float32.
 """
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ NAMES = ["qwen2", "qwen2_tied", "qwen3_moe", "deepseek_v3", "deepseek_v2_lite"]
 # m50: one or two samples in a microbatch; m2000: all in one; see tests/layouts.py
 BY_WORLD = {
     1: [f"m2000-f64-{name}" for name in NAMES]
-    + [f"m2000-{name}" for name in NAMES]
+    + [f"m2000-{name}" for name in NAMES[:3]]
     + ["m50-f64-qwen2", "m100-f64-reversed-qwen2_tied", "m4000-f64-math-qwen2"],
     2: [
         "tp2-m100-f64-qwen2",
@@ -118,6 +119,7 @@ def relative_error(found: dict[str, torch.Tensor], expected: dict[str, torch.Ten
     return math.sqrt(error / sum(t.double().square().sum().item() for t in expected.values()))
 
 
+@functools.cache
 def literal_gradients(family: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Dr. GRPO with clipping, response by response, in float64 on transformers' model."""
     model = families.hf_model(family).double()

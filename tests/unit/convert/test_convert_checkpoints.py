@@ -91,14 +91,17 @@ def test_there_and_back_is_bitwise(
     assert found == expected  # the same files, byte by byte
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_there_and_back(tmp_path: Path, small_files: None, name: str) -> None:
+def test_every_family_there_and_back(
+    tmp_path: Path, small_files: None, name: str, layout: tuple[int, int]
+) -> None:
     source = source_of(mapping_for(CONFIGS[name]))
     tensors = [(n, source.read(n)) for n in sorted(source.names())]
     write_hf_checkpoint(tmp_path / "hf", tensors, max_shard_bytes=300_000)
     (tmp_path / "hf" / "config.json").write_text(json.dumps(CONFIGS[name]))
     experts = 2 if mapping_for(CONFIGS[name]).dims.get("num_experts") else 1
-    convert(tmp_path / "hf", tmp_path / "megatron", (2, 2), expert_model_parallel_size=experts)
+    convert(tmp_path / "hf", tmp_path / "megatron", layout, expert_model_parallel_size=experts)
     megatron_to_hf(tmp_path / "megatron", tmp_path / "back", progress=False)
     assert first_difference(tmp_path / "hf", tmp_path / "back") is None
 
