@@ -13,32 +13,12 @@ import re
 
 MAX_ANSWER_CHARS = 2000  # longer answers are equal only to themselves; the longest gold has 204
 
-_UNICODE = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "÷": "/",
-        "π": r"\pi ",
-        "√": r"\sqrt ",
-        "∞": r"\infty ",
-        "°": "",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "±": r"\pm ",
-        "∪": r"\cup ",
-        "∈": r"\in ",
-        "²": "^{2}",
-        "³": "^{3}",
-        "，": ",",
-        "（": "(",
-        "）": ")",
-        "\u00a0": " ",
-    }
-)
+_COMMANDS = "×times ·cdot ⋅cdot πpi √sqrt ∞infty ≤le ≥ge ≠ne ±pm ∪cup ∈in"
+_UNICODE = {
+    **str.maketrans("−–÷，（）\u00a0", "--/,() ", "°"),  # the last one is dropped
+    **str.maketrans({"²": "^{2}", "³": "^{3}"}),
+    **{ord(command[0]): f"\\{command[1:]} " for command in _COMMANDS.split()},
+}
 
 # 1{,}000 10,\!080 1\,000
 _GROUPING = re.compile(r"(?<=\d)(?:\{,\}|,\s*\\!|\\[, ])\s*(?=\d{3}(?!\d))")

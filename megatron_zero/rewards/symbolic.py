@@ -31,31 +31,20 @@ MAX_TOWER = 2  # powers in exponents
 
 Value = Union[Fraction, sympy.Expr]
 
-_SAME_NAMES = "sin cos tan cot sec csc sinh cosh tanh coth log exp"
+_CIRCULAR = ["sin", "cos", "tan", "cot", "sec", "csc"]
+_SAME_NAMES = [*_CIRCULAR, "sinh", "cosh", "tanh", "coth", "log", "exp"]
 _FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
-    "arcsin": sympy.asin,
-    "arccos": sympy.acos,
-    "arctan": sympy.atan,
-    "arccot": sympy.acot,
-    "arcsec": sympy.asec,
-    "arccsc": sympy.acsc,
     "ln": sympy.log,
-    **{name: getattr(sympy, name) for name in _SAME_NAMES.split()},
+    **{name: getattr(sympy, name) for name in _SAME_NAMES},
+    **{f"arc{name}": getattr(sympy, f"a{name}") for name in _CIRCULAR},
 }
+_to_sympy: Callable[[Value], sympy.Expr] = sympy.sympify  # never given text
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "infty": sympy.oo}
 _INFINITE = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
 
 # What sympy raises on input it cannot treat; none of them says anything about equality.
-_SYMPY_FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    sympy.polys.polyerrors.BasePolynomialError,
-)
+_SYMPY_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+_SYMPY_FAILURES += (ValueError, sympy.polys.polyerrors.BasePolynomialError)
 
 
 class Undecidable(Exception):
@@ -115,12 +104,6 @@ def evaluate(node: Node) -> Value:
     if node.kind == "call":
         return _call(str(node.value), args)
     raise Undecidable(f"a {node.kind} is not a number")
-
-
-def _to_sympy(value: Value) -> sympy.Expr:
-    if isinstance(value, Fraction):
-        return sympy.Rational(value.numerator, value.denominator)
-    return value
 
 
 def _from_sympy(value: sympy.Expr) -> Value:
@@ -222,22 +205,19 @@ def _combinatorial(name: str, args: list[Value]) -> Value:
     for arg in args:
         if isinstance(arg, Fraction) and not (arg.denominator == 1 and 0 <= arg <= MAX_FACTORIAL):
             raise Undecidable(f"argument of {name}")
-    if all(isinstance(arg, Fraction) for arg in args):
-        numbers = [int(arg) for arg in args]
-        return Fraction(math.factorial(*numbers) if name == "factorial" else math.comb(*numbers))
-    if not all(_is_tame(_to_sympy(arg)) for arg in args):
+    numbers = [_to_sympy(arg) for arg in args]
+    exact = all(isinstance(arg, Fraction) for arg in args)
+    if not exact and not all(map(_is_tame, numbers)):
         raise Undecidable(f"argument of {name}")
-    return getattr(sympy, name)(*map(_to_sympy, args))
+    return _from_sympy(getattr(sympy, name)(*numbers))
 
 
 def _rounded(name: str, arg: Value) -> Value:
     """Floor, ceiling, absolute value; sympy works out every digit before the decimal point."""
-    if isinstance(arg, Fraction):
-        return Fraction({"floor": math.floor, "ceiling": math.ceil, "abs": abs}[name](arg))
-    if not _is_tame(arg):
+    if not isinstance(arg, Fraction) and not _is_tame(arg):
         raise Undecidable(f"argument of {name}")
     function = {"floor": sympy.floor, "ceiling": sympy.ceiling, "abs": sympy.Abs}[name]
-    return _from_sympy(function(arg))
+    return _from_sympy(function(_to_sympy(arg)))
 
 
 def _is_tame(expr: sympy.Basic) -> bool:
