@@ -93,7 +93,6 @@ def _from_hub(repository: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         valid = f"neither a folder nor a model that can be had from the hub: {reason}"
         fail("model.path", repository, valid)
-        raise AssertionError("fail always raises") from None
 
 
 def _made_config(model: ModelConfig) -> dict[str, Any]:

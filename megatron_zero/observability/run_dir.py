@@ -12,6 +12,7 @@ before: the older file stays as `config.1.yaml`, `config.2.yaml`, …
 Neither torch nor anything heavy is imported: the launcher checks and writes here too.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -116,7 +117,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def _write(path: Path, text: str, keep_old: bool) -> None:
     if keep_old and path.exists() and path.read_text(encoding="utf-8") != text:
-        number = 1 + len(list(path.parent.glob(f"{path.stem}.*{path.suffix}")))
+        numbered = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1))
         # not a rename: another rank may be reading it
-        shutil.copy2(path, path.with_name(f"{path.stem}.{number}{path.suffix}"))
+        shutil.copy2(path, next(old for old in numbered if not old.exists()))
     write_atomically(path, text.encode("utf-8"))
