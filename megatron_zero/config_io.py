@@ -11,6 +11,7 @@ What `save_config` writes gives an equal config back. `strict_yaml` says how pla
 import dataclasses
 import difflib
 import functools
+import operator
 import re
 import sys
 import typing
@@ -160,15 +161,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every setting under its dotted path, as overrides name it."""
-
-    def walk(data: Mapping[str, Any], path: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in data.items():
-            here = _join(path, key)
-            flat |= walk(value, here) if isinstance(value, dict) else {here: value}
-        return flat
-
-    return walk(to_dict(config), "")
+    return {path: operator.attrgetter(path)(config) for path in _leaf_paths(type(config))}
 
 
 def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -179,10 +172,7 @@ def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def kind_of(config: Config) -> str:
     """The command that runs this config: `train` or `pretrain`."""
-    for kind, cls in KINDS.items():
-        if type(config) is cls:
-            return kind
-    raise AssertionError(f"not a config: {type(config).__name__}")
+    return next(kind for kind, cls in KINDS.items() if type(config) is cls)
 
 
 def load_config(path: str | Path) -> Config:

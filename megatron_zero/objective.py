@@ -83,21 +83,17 @@ def rloo(config: RunConfig) -> RunConfig:
     )
 
 
-PRESETS: "dict[str, Callable[[RunConfig], RunConfig]]" = {
-    preset.__name__: preset
-    for preset in (drgrpo, grpo, length_bias_only, std_bias_only, dapo, gspo, cispo, rloo)
+_TITLES: "dict[Callable[[RunConfig], RunConfig], str]" = {
+    drgrpo: "Dr. GRPO",
+    grpo: "GRPO",
+    length_bias_only: "GRPO without its standard deviation (length bias only)",
+    std_bias_only: "GRPO with a constant length (difficulty bias only)",
+    dapo: "DAPO",
+    gspo: "GSPO",
+    cispo: "CISPO",
+    rloo: "RLOO",
 }
-
-_TITLES = {
-    "drgrpo": "Dr. GRPO",
-    "grpo": "GRPO",
-    "length_bias_only": "GRPO without its standard deviation (length bias only)",
-    "std_bias_only": "GRPO with a constant length (difficulty bias only)",
-    "dapo": "DAPO",
-    "gspo": "GSPO",
-    "cispo": "CISPO",
-    "rloo": "RLOO",
-}
+PRESETS = {preset.__name__: preset for preset in _TITLES}
 
 _SURROGATES = {
     "ppo": "clipped surrogate",
@@ -125,9 +121,9 @@ def _with(config: RunConfig, **sections: "dict[str, Any]") -> RunConfig:
 
 def preset_title(config: RunConfig) -> str:
     """The name of the preset that would change nothing, or what its parts are called."""
-    for name, title in _TITLES.items():
+    for preset, title in _TITLES.items():
         try:
-            if PRESETS[name](config) == config:
+            if preset(config) == config:
                 return title
         except ValueError:  # a preset that this run cannot have is not what it is called
             continue

@@ -20,6 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.table import Column as TableColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -189,18 +190,15 @@ class ConsoleSink:
         return Panel(Group(*parts), title=self._name, title_align="left", width=width + 4)
 
     def _values_table(self) -> Table:
-        table = Table.grid(padding=(0, 2), expand=True)
-        for _ in self._columns:
-            table.add_column(justify="right")
+        right = [TableColumn(justify="right") for _ in self._columns]
+        table = Table.grid(*right, padding=(0, 2), expand=True)
         table.add_row(*[Text(c.title, style="dim") for c in self._columns])
         table.add_row(*[Text(c.text(self._last), style="bold") for c in self._columns])
         return table
 
     def _progress(self) -> Table:
-        row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(no_wrap=True)
-        row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
+        text = TableColumn(no_wrap=True)
+        row = Table.grid(text, TableColumn(ratio=1), text.copy(), padding=(0, 1), expand=True)
         bar = ProgressBar(total=self._num_steps, completed=self._num_done)
         place = f"step {self._num_done}/{self._num_steps}"
         row.add_row(place, bar, f"left {self._remaining()}")

@@ -16,6 +16,7 @@ from typing import Union
 import sympy
 
 from megatron_zero.rewards.expression import Node
+from megatron_zero.rewards.tokens import FUNCTIONS
 
 MAX_BITS = 20_000  # of any number: 10^{6000}
 MAX_MIXED_BITS = 4000  # of a number beside symbols, roots or functions
@@ -31,13 +32,8 @@ MAX_TOWER = 2  # powers in exponents
 
 Value = Union[Fraction, sympy.Expr]
 
-_CIRCULAR = ["sin", "cos", "tan", "cot", "sec", "csc"]
-_SAME_NAMES = [*_CIRCULAR, "sinh", "cosh", "tanh", "coth", "log", "exp"]
-_FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
-    "ln": sympy.log,
-    **{name: getattr(sympy, name) for name in _SAME_NAMES},
-    **{f"arc{name}": getattr(sympy, f"a{name}") for name in _CIRCULAR},
-}
+_SYMPY_NAMES = {name: name.replace("arc", "a") for name in FUNCTIONS} | {"ln": "log"}
+_FUNCTIONS = {name: getattr(sympy, sympy_name) for name, sympy_name in _SYMPY_NAMES.items()}
 _to_sympy: Callable[[Value], sympy.Expr] = sympy.sympify  # never given text
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "infty": sympy.oo}
 _INFINITE = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
@@ -87,8 +83,7 @@ def evaluate(node: Node) -> Value:
     Raises:
         Undecidable: division by zero, or a bound of this module exceeded.
     """
-    if node.kind == "num":
-        assert isinstance(node.value, Fraction)
+    if isinstance(node.value, Fraction):
         return node.value
     if node.kind == "sym":
         return sympy.Symbol(str(node.value))
@@ -251,11 +246,9 @@ def _num_terms(expr: sympy.Basic) -> int:
 def _differ_somewhere(first: sympy.Expr, second: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
     """Whether the values at fixed points differ; False when they agree or cannot be computed."""
     # Odd numbers, since evalf gives large nonsense, not infinity, where a denominator vanishes.
-    points = (
-        {symbol: sympy.Rational(sympy.prime(170 + 7 * i), 811) for i, symbol in enumerate(symbols)},
-        {symbol: sympy.Rational(sympy.prime(90 + 5 * i), 1009) for i, symbol in enumerate(symbols)},
-    )
-    for point in points:
+    for first_prime, step, divisor in ((170, 7, 811), (90, 5, 1009)):
+        primes = (sympy.prime(first_prime + step * i) for i in range(len(symbols)))
+        point = {symbol: sympy.Rational(next(primes), divisor) for symbol in symbols}
         try:
             values = [_parts(expr.evalf(30, subs=point, maxn=200)) for expr in (first, second)]
         except _SYMPY_FAILURES:
