@@ -1,12 +1,8 @@
-"""What every reward shares: its type, and the rule for truncated responses."""
+"""What every reward shares: its verdict, and the rule for truncated responses."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from megatron_zero.types import Graded
-
-# (response text, answers of which any counts) -> verdict
-RewardFunction = Callable[[str, tuple[str, ...]], Graded]
 
 
 def apply_truncation(graded: Graded, truncated: bool) -> Graded:

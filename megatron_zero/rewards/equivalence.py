@@ -177,9 +177,7 @@ def _same(given: Node, expected: Node) -> bool:
 
 
 def _same_in_order(given: Node, expected: Node) -> bool:
-    if len(given.args) != len(expected.args):
-        return False
-    return all(_same(a, b) for a, b in zip(given.args, expected.args, strict=True))
+    return len(given.args) == len(expected.args) and all(map(_same, given.args, expected.args))
 
 
 def _same_in_any_order(given: Sequence[Node], expected: Sequence[Node]) -> bool:
@@ -204,16 +202,11 @@ def _same_relation(given: Node, expected: Node) -> bool:
         return names_it and _same(relation.args[1], other)
     if given.value == expected.value and _same_in_order(given, expected):
         return True
-    signs = str(given.value).split()
-    if all(sign in _MIRRORED for sign in signs):
-        mirrored = Node(
-            "relation", given.args[::-1], " ".join(_MIRRORED[sign] for sign in reversed(signs))
-        )
-        if mirrored.value == expected.value and _same_in_order(mirrored, expected):
-            return True
-    if given.value == expected.value == "=":
-        return _same_equation(given, expected)
-    return False
+    signs = [_MIRRORED.get(sign, "") for sign in str(given.value).split()]
+    mirrored = Node("relation", given.args[::-1], " ".join(reversed(signs)))
+    if mirrored.value == expected.value and _same_in_order(mirrored, expected):
+        return True
+    return given.value == expected.value == "=" and _same_equation(given, expected)
 
 
 def _same_equation(given: Node, expected: Node) -> bool:

@@ -48,22 +48,16 @@ class Undecidable(Exception):
 
 
 def are_equal(left: Node, right: Node) -> bool:
-    """Whether two expressions are the same number or the same function of their symbols."""
+    """Whether two expressions are, provably, the same number or function of their symbols."""
     if left == right:
         return True
     try:
-        return values_equal(evaluate(left), evaluate(right))
+        values = evaluate(left), evaluate(right)
     except Undecidable:
         return False
-
-
-def values_equal(left: Value, right: Value) -> bool:
-    """Whether two results of `evaluate` are equal, proven; False also when undecided."""
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left == right
-    first, second = _to_sympy(left), _to_sympy(right)
-    if first == second:
-        return True
+    first, second = map(_to_sympy, values)
+    if first == second or all(isinstance(value, Fraction) for value in values):
+        return first == second
     if first.has(*_INFINITE) or second.has(*_INFINITE):
         return False
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)

@@ -73,9 +73,9 @@ class VerifierPool:
         if answer_format not in ANSWER_FORMATS:
             fail("answer_format", answer_format, f"must be one of {ANSWER_FORMATS}")
         sizes = {"num_workers": num_workers, "memory_limit_mib": memory_limit_mib}
-        for name, value in {**sizes, "timeout_s": timeout_s}.items():
-            if value <= 0:
-                fail(name, value, "must be above 0")
+        for name, size in {**sizes, "timeout_s": timeout_s}.items():
+            if size <= 0:
+                fail(name, size, "must be above 0")
         self.answer_format = answer_format
         command = worker_command(timeout_s, memory_limit_mib)
         self._workers = [_Worker(command, timeout_s) for _ in range(num_workers)]
@@ -167,10 +167,8 @@ class _Worker:
                 status = self.process.poll()
                 self._replace()
         if not self._ready:
-            command = " ".join(self._command)
-            raise RuntimeError(
-                f"verifier workers do not start ({reply}, exit status {status}); command: {command}"
-            )
+            why, command = f"{reply}, exit status {status}", " ".join(self._command)
+            raise RuntimeError(f"verifier workers do not start ({why}); command: {command}")
 
     def _reply(self, timeout_s: float) -> str:
         """The next line, which is written at once, or why there is none: "timeout" or "crash"."""
