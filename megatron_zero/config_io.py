@@ -13,6 +13,7 @@ import difflib
 import functools
 import operator
 import re
+import string
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -213,7 +214,7 @@ def save_config(config: Config, path: str | Path) -> None:
 def _parse_text(path: str, text: str, hint: Any) -> Any:
     """The value that `text`, from a command line, has in a field of type `hint`."""
     kind = _optional_inner(hint) or hint
-    text = text if kind is str else text.strip()
+    text = text if kind is str else text.strip(string.whitespace)  # ASCII only, as float()
     if kind is not hint and text in ("", "null", "none"):
         return None
     if typing.get_origin(kind) is list:
