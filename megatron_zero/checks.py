@@ -1,11 +1,11 @@
 """How a setting is refused: its dotted path, its value, and what would be valid."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}  # of every section
 
 
-def fail(path: str, value: object, valid: str) -> None:
+def fail(path: str, value: object, valid: str) -> NoReturn:
     """Refuse one setting: every configuration error has this form."""
     raise ValueError(f"{path}={value!r}: {valid}")
 

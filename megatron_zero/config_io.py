@@ -11,7 +11,9 @@ What `save_config` writes gives an equal config back. `strict_yaml` says how pla
 import dataclasses
 import difflib
 import functools
+import operator
 import re
+import string
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +98,6 @@ def _unknown_key(root: type, cls: type, path: str, key: object, value: object) -
     hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
     section = path or "the config"
     fail(_join(path, key), value, f"unknown key; {hint}{section} has {', '.join(names)}")
-    raise AssertionError("fail always raises")
 
 
 def _checked(path: str, value: Any, hint: Any) -> Any:
@@ -161,15 +162,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every setting under its dotted path, as overrides name it."""
-
-    def walk(data: Mapping[str, Any], path: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in data.items():
-            here = _join(path, key)
-            flat |= walk(value, here) if isinstance(value, dict) else {here: value}
-        return flat
-
-    return walk(to_dict(config), "")
+    return {path: operator.attrgetter(path)(config) for path in _leaf_paths(type(config))}
 
 
 def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
@@ -180,10 +173,7 @@ def changed_settings(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def kind_of(config: Config) -> str:
     """The command that runs this config: `train` or `pretrain`."""
-    for kind, cls in KINDS.items():
-        if type(config) is cls:
-            return kind
-    raise AssertionError(f"not a config: {type(config).__name__}")
+    return next(kind for kind, cls in KINDS.items() if type(config) is cls)
 
 
 def load_config(path: str | Path) -> Config:
@@ -224,7 +214,7 @@ def save_config(config: Config, path: str | Path) -> None:
 def _parse_text(path: str, text: str, hint: Any) -> Any:
     """The value that `text`, from a command line, has in a field of type `hint`."""
     kind = _optional_inner(hint) or hint
-    text = text if kind is str else text.strip()
+    text = text if kind is str else text.strip(string.whitespace)  # ASCII only, as float()
     if kind is not hint and text in ("", "null", "none"):
         return None
     if typing.get_origin(kind) is list:

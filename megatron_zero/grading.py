@@ -6,6 +6,7 @@ import torch.distributed as dist
 
 from megatron_zero.rewards.base import apply_truncation
 from megatron_zero.rewards.verifier_pool import VerifierPool
+from megatron_zero.rollout.sampler import merged
 from megatron_zero.types import Graded, RolloutGroup
 
 
@@ -22,8 +23,7 @@ class Grader:
         Args:
             groups: the same on every rank.
         """
-        rank, num_ranks = self.host_group.rank(), self.host_group.size()
-        own = range(rank, len(groups), num_ranks)
+        own = range(self.host_group.rank(), len(groups), self.host_group.size())
         items = [
             (response.text, groups[p].prompt.answers)
             for p in own
@@ -34,9 +34,5 @@ class Grader:
             p: [apply_truncation(next(verdicts), r.truncated) for r in groups[p].responses]
             for p in own
         }
-        parts: list[dict[int, list[Graded]]] = [graded]
-        if num_ranks > 1:
-            parts = [{} for _ in range(num_ranks)]
-            dist.all_gather_object(parts, graded, group=self.host_group)
-        merged = {p: row for part in parts for p, row in part.items()}
-        return [merged[p] for p in range(len(groups))]
+        by_prompt = merged(graded, self.host_group)
+        return [by_prompt[p] for p in range(len(groups))]

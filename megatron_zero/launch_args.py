@@ -47,6 +47,7 @@ def make_parser(kind: str, *, launcher: bool) -> argparse.ArgumentParser:
         "in rollout.group_size=4 or optimizer.lr=1e-6.",
         allow_abbrev=False,
     )
+    parser.set_defaults(objective=None, nproc=None)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument(
         "--run-dir", metavar="DIR", help="where the run is kept (sets runs_dir and name)"
@@ -87,16 +88,13 @@ def parse_args(
         names = ", ".join(sorted(known_recipes() if recipes is None else recipes)) or "none"
         raise ValueError(f"{kind}: needs a recipe or a YAML file first; recipes: {names}")
     target, *overrides = parsed.words
-    objective = parsed.objective if kind == "train" else None
-    preset = PRESETS[objective] if objective else None
-    config = resolve(target, overrides, kind, recipes, preset)
+    config = resolve(target, overrides, kind, recipes, PRESETS.get(parsed.objective))
     if parsed.run_dir is not None:
         path = Path(parsed.run_dir)
         config = replace(config, runs_dir=str(path.parent), name=path.name)
-    nproc = parsed.nproc if launcher else None
-    if nproc is not None and nproc < 1:
-        raise ValueError(f"--nproc={nproc}: must be at least 1")
-    return LaunchArgs(config=config, resume=parsed.resume, nproc=nproc)
+    if parsed.nproc is not None and parsed.nproc < 1:
+        raise ValueError(f"--nproc={parsed.nproc}: must be at least 1")
+    return LaunchArgs(config=config, resume=parsed.resume, nproc=parsed.nproc)
 
 
 @contextmanager

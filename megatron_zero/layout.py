@@ -50,9 +50,8 @@ def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> N
     if isinstance(config, RunConfig):
         _check_rollout_layout(config, hf_config, world_size, dp_size)
     else:
-        _multiple_of_dp(
-            "documents.sequences_per_step", config.documents.sequences_per_step, dp_size
-        )
+        sequences = config.documents.sequences_per_step
+        _multiple_of_dp("documents.sequences_per_step", sequences, dp_size)
 
 
 def _check_experts(parallel: ParallelConfig, experts: int, world_size: int) -> None:
@@ -85,9 +84,9 @@ def _multiple_of_dp(path: str, value: int, dp_size: int) -> None:
 def _check_rollout_layout(
     config: RunConfig, hf_config: "dict[str, Any]", world_size: int, dp_size: int
 ) -> None:
-    engine_tp, path = (
-        config.rollout.tensor_model_parallel_size,
+    path, engine_tp = (
         "rollout.tensor_model_parallel_size",
+        config.rollout.tensor_model_parallel_size,
     )
     divides(path, engine_tp, world_size, "the number of processes")
     divides(path, engine_tp, hf_config["num_attention_heads"], "the model's attention heads")

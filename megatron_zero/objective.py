@@ -43,14 +43,12 @@ def dapo(config: RunConfig) -> RunConfig:
     and 1 here and -1 and 1 there, so half its penalty is the same objective. The paper draws until
     every group has a signal; a run here stops after 8 rounds.
     """
+    buffer = config.rollout.max_response_tokens // 5
     return _with(
         _ppo(config, normalize_std=True, length_normalizer="tokens"),
         loss={"clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0},
         advantage={"kl_reward_coef": 0.0},
-        reward={
-            "overlong_buffer_tokens": config.rollout.max_response_tokens // 5,
-            "overlong_penalty": 0.5,
-        },
+        reward={"overlong_buffer_tokens": buffer, "overlong_penalty": 0.5},
         rollout={"max_rounds": 8},
     )
 
@@ -83,21 +81,17 @@ def rloo(config: RunConfig) -> RunConfig:
     )
 
 
-PRESETS: "dict[str, Callable[[RunConfig], RunConfig]]" = {
-    preset.__name__: preset
-    for preset in (drgrpo, grpo, length_bias_only, std_bias_only, dapo, gspo, cispo, rloo)
+_TITLES: "dict[Callable[[RunConfig], RunConfig], str]" = {
+    drgrpo: "Dr. GRPO",
+    grpo: "GRPO",
+    length_bias_only: "GRPO without its standard deviation (length bias only)",
+    std_bias_only: "GRPO with a constant length (difficulty bias only)",
+    dapo: "DAPO",
+    gspo: "GSPO",
+    cispo: "CISPO",
+    rloo: "RLOO",
 }
-
-_TITLES = {
-    "drgrpo": "Dr. GRPO",
-    "grpo": "GRPO",
-    "length_bias_only": "GRPO without its standard deviation (length bias only)",
-    "std_bias_only": "GRPO with a constant length (difficulty bias only)",
-    "dapo": "DAPO",
-    "gspo": "GSPO",
-    "cispo": "CISPO",
-    "rloo": "RLOO",
-}
+PRESETS = {preset.__name__: preset for preset in _TITLES}
 
 _SURROGATES = {
     "ppo": "clipped surrogate",
@@ -125,9 +119,9 @@ def _with(config: RunConfig, **sections: "dict[str, Any]") -> RunConfig:
 
 def preset_title(config: RunConfig) -> str:
     """The name of the preset that would change nothing, or what its parts are called."""
-    for name, title in _TITLES.items():
+    for preset, title in _TITLES.items():
         try:
-            if PRESETS[name](config) == config:
+            if preset(config) == config:
                 return title
         except ValueError:  # a preset that this run cannot have is not what it is called
             continue
@@ -266,18 +260,14 @@ def _mask(config: RunConfig) -> str:
 def _sampling(config: RunConfig) -> str:
     if config.rollout.max_rounds == 1:
         return ""
-    return (
-        f"groups whose rewards are all alike are replaced by further prompts, in at most "
-        f"{config.rollout.max_rounds} rounds of generation"
-    )
+    rounds = f"in at most {config.rollout.max_rounds} rounds of generation"
+    return f"groups whose rewards are all alike are replaced by further prompts, {rounds}"
 
 
 def _steps(config: RunConfig) -> str:
     rollout, steps = config.rollout, config.num_optimizer_steps
-    made = (
-        f"{rollout.num_prompts_per_step} prompts × {rollout.group_size} = "
-        f"{config.responses_per_step} responses per rollout"
-    )
+    product = f"{rollout.num_prompts_per_step} prompts × {rollout.group_size}"
+    made = f"{product} = {config.responses_per_step} responses per rollout"
     if steps == 1 and config.loss.surrogate == "reinforce":
         return f"{made}, 1 optimizer step: on-policy"
     if steps == 1:
@@ -286,10 +276,8 @@ def _steps(config: RunConfig) -> str:
             f"{made}, 1 optimizer step: on-policy, every {ratio} is 1, clipping never acts; "
             "logp_old is the current logp, detached (no extra pass)"
         )
-    return (
-        f"{made}, {steps} optimizer steps of {config.batch.global_batch_size}: "
-        "logp_old is computed once, before the first"
-    )
+    steps_of = f"{steps} optimizer steps of {config.batch.global_batch_size}"
+    return f"{made}, {steps_of}: logp_old is computed once, before the first"
 
 
 def _truncated(config: RunConfig) -> str:

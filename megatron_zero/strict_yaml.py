@@ -7,7 +7,7 @@ given twice, and writes text that both versions read back as the same value.
 """
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -16,24 +16,17 @@ _TAG = "tag:yaml.org,2002:"
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 
 
-def _core_resolvers() -> dict[str, list]:
-    """Which plain words are not text: first character -> [(tag, pattern)], first match wins."""
-    rules = [
-        ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-        ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-        ("int", r"[-+]?[0-9]+", "-+0123456789"),
-        ("float", _FLOAT, "-+.0123456789"),
-    ]
-    table: dict[str, list] = {}
-    for name, pattern, first_characters in rules:
-        for character in first_characters:
-            entry = (_TAG + name, re.compile(f"^({pattern})$"))
-            table.setdefault(character, []).append(entry)
-    return table
+# Which plain words are not text, by their first character; the first match wins.
+_RULES = [
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+]
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers = _core_resolvers()
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # those of `_RULES` only
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -58,9 +51,9 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that either version would read as something else."""
 
 
-for _character, _entries in _core_resolvers().items():
-    for _tag, _pattern in _entries:
-        _Dumper.add_implicit_resolver(_tag, _pattern, [_character])
+for _name, _pattern, _first_characters in _RULES:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(f"^({_pattern})$"), _first_characters)
 
 
 def load_yaml(text: str, source: str) -> Any:

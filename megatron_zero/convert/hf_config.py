@@ -7,7 +7,7 @@ table is valid for, and everything else is refused by name.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import NoReturn, Optional
 
 HfConfig = Mapping[str, object]
 Dims = dict[str, int]
@@ -35,6 +35,8 @@ class RopeSettings:
     scaling: dict[str, float] = field(default_factory=dict)
 
 
+_SIZES = ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers")
+_SIZES += ("num_attention_heads",)
 _NO_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
@@ -51,9 +53,7 @@ def check_fields(hf_config: HfConfig, checks: tuple[ConfigCheck, ...]) -> None:
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if item not in check.allowed:
                 allowed = " or ".join(repr(x) for x in check.allowed)
-                raise ValueError(
-                    f"HF config {check.field}={value!r}: {check.reason}; must be {allowed}"
-                )
+                _refuse(f"{check.field}={value!r}", f"{check.reason}; must be {allowed}")
 
 
 def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) -> RopeSettings:
@@ -74,29 +74,12 @@ def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) ->
     blocks = [_rope_block(hf_config, name) for name in ("rope_parameters", "rope_scaling")]
     types = [_rope_type(block) for block in blocks if block]
     written = [hf_config, *blocks]
-    thetas = [block["rope_theta"] for block in written if block.get("rope_theta") is not None]
-    factors = [
-        block["partial_rotary_factor"]
-        for block in written
-        if block.get("partial_rotary_factor") is not None
-    ]
-    if not thetas:
-        if default_theta is None:
-            raise ValueError(
-                "HF config rope_theta: missing, at the top and in rope_parameters alike"
-            )
-        thetas = [default_theta]
+    scaling = sorted(set().union(*blocks) - set(_NO_SCALING))
     return RopeSettings(
         rope_type=_agreed("rope_type", types or ["default"]),
-        theta=_number("rope_theta", _agreed("rope_theta", thetas)),
-        partial_rotary_factor=_number(
-            "partial_rotary_factor", _agreed("partial_rotary_factor", factors or [1.0])
-        ),
-        scaling={
-            name: _number(name, _agreed(name, [block[name] for block in blocks if name in block]))
-            for name in sorted(set().union(*blocks))
-            if name not in _NO_SCALING
-        },
+        theta=_number("rope_theta", written, default_theta),
+        partial_rotary_factor=_number("partial_rotary_factor", written, 1.0),
+        scaling={name: _number(name, blocks) for name in scaling},
     )
 
 
@@ -111,27 +94,20 @@ def decoder_dims(hf_config: HfConfig) -> Dims:
     Raises:
         ValueError: naming a field that is missing, no positive integer, or does not divide.
     """
-    names = ("hidden_size", "intermediate_size", "vocab_size")
-    dims = {name: size_of(hf_config, name) for name in names}
-    dims["num_hidden_layers"] = size_of(hf_config, "num_hidden_layers")
-    heads = dims["num_attention_heads"] = size_of(hf_config, "num_attention_heads")
-    if "num_key_value_heads" in hf_config and hf_config["num_key_value_heads"] is None:
-        groups = heads
-    else:
+    dims = {name: size_of(hf_config, name) for name in _SIZES}
+    heads, hidden_size = dims["num_attention_heads"], dims["hidden_size"]
+    groups = heads
+    if hf_config.get("num_key_value_heads", 0) is not None:
         groups = size_of(hf_config, "num_key_value_heads")
     if heads % groups:
-        raise ValueError(
-            f"HF config num_key_value_heads={groups}: must divide num_attention_heads={heads}"
-        )
+        _refuse(f"num_key_value_heads={groups}", f"must divide num_attention_heads={heads}")
     if hf_config.get("head_dim") is not None:
         head_dim = size_of(hf_config, "head_dim")
-    elif dims["hidden_size"] % heads == 0:
-        head_dim = dims["hidden_size"] // heads
     else:
-        raise ValueError(
-            f"HF config num_attention_heads={heads}: must divide hidden_size="
-            f"{dims['hidden_size']} when head_dim is not given"
-        )
+        head_dim, rest = divmod(hidden_size, heads)
+        if rest:
+            valid = f"must divide hidden_size={hidden_size} when head_dim is not given"
+            _refuse(f"num_attention_heads={heads}", valid)
     dims |= {"num_key_value_heads": groups, "head_dim": head_dim}
     return dims | {"q_rows": heads * head_dim, "kv_rows": groups * head_dim}
 
@@ -146,9 +122,8 @@ def latent_dims(hf_config: HfConfig) -> Dims:
     Raises:
         ValueError: naming a field that is missing or no positive integer.
     """
-    names = ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers")
-    names += ("num_attention_heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-    dims = {name: size_of(hf_config, name) for name in (*names, "v_head_dim")}
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    dims = {name: size_of(hf_config, name) for name in (*_SIZES, *names)}
     if hf_config["q_lora_rank"] is not None:
         dims["q_lora_rank"] = size_of(hf_config, "q_lora_rank")
     heads, rope, value = dims["num_attention_heads"], dims["qk_rope_head_dim"], dims["v_head_dim"]
@@ -167,7 +142,7 @@ def expert_count(hf_config: HfConfig) -> int:
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     found = [name for name in names if name in hf_config]
     if not found:
-        raise ValueError(f"HF config {names[0]}: missing")
+        _refuse(names[0], "missing")
     _agreed("num_experts", [hf_config[name] for name in found])
     return size_of(hf_config, found[0])
 
@@ -175,10 +150,10 @@ def expert_count(hf_config: HfConfig) -> int:
 def size_of(hf_config: HfConfig, name: str) -> int:
     """A field that must be a positive integer."""
     if name not in hf_config:
-        raise ValueError(f"HF config {name}: missing")
+        _refuse(name, "missing")
     value = hf_config[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"HF config {name}={value!r}: must be a positive integer")
+        _refuse(f"{name}={value!r}", "must be a positive integer")
     return value
 
 
@@ -187,9 +162,9 @@ def _rope_block(hf_config: HfConfig, name: str) -> HfConfig:
     if block is None:
         return {}
     if not isinstance(block, Mapping):
-        raise ValueError(f"HF config {name}={block!r}: must be null or an object")
+        _refuse(f"{name}={block!r}", "must be null or an object")
     if any(isinstance(value, Mapping) for value in block.values()):
-        raise ValueError(f"HF config {name}={block!r}: settings per layer type are not covered")
+        _refuse(f"{name}={block!r}", "settings per layer type are not covered")
     return block
 
 
@@ -200,11 +175,20 @@ def _rope_type(block: HfConfig) -> object:
 
 def _agreed(field: str, values: list[object]) -> object:
     if any(value != values[0] for value in values):
-        raise ValueError(f"HF config {field}: given more than once, as {values}")
+        _refuse(field, f"given more than once, as {values}")
     return values[0]
 
 
-def _number(field: str, value: object) -> float:
+def _number(field: str, blocks: list[HfConfig], default: Optional[float] = None) -> float:
+    """The number that all blocks which have `field` agree on."""
+    given = [block[field] for block in blocks if block.get(field) is not None]
+    value = _agreed(field, given or [default])
+    if value is None:
+        _refuse(field, "missing, at the top and in rope_parameters alike")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"HF config {field}={value!r}: must be a number")
+        _refuse(f"{field}={value!r}", "must be a number")
     return float(value)
+
+
+def _refuse(what: str, reason: str) -> NoReturn:
+    raise ValueError(f"HF config {what}: {reason}")

@@ -15,6 +15,7 @@ evaluation set is in any training set or document, whatever the run's settings.
 `build_character_tokenizer` makes the tokenizer that goes with it (`model.tokenizer="characters"`).
 """
 
+import random
 from typing import TYPE_CHECKING
 
 from megatron_zero.config import ArithmeticConfig, fail
@@ -46,19 +47,18 @@ def _question(a: int, b: int) -> str:
     return f"What is {a}+{b}?"
 
 
+def _draw(rng: random.Random, config: ArithmeticConfig) -> tuple[int, int]:
+    span = config.max_operand - config.min_operand + 1
+    return config.min_operand + below(rng, span), config.min_operand + below(rng, span)
+
+
 def _operands(seed: int, index: int, config: ArithmeticConfig) -> tuple[int, int]:
     rng = seeded_random("arithmetic problem", seed, index)
-    span = config.max_operand - config.min_operand + 1
     for _ in range(_MAX_DRAWS):
-        a, b = config.min_operand + below(rng, span), config.min_operand + below(rng, span)
-        if not is_held_out(a, b):
-            return a, b
-    fail(
-        "arithmetic.max_operand",
-        config.max_operand,
-        f"every pair from {config.min_operand} on is held out for evaluation: use a wider range",
-    )
-    raise AssertionError
+        if not is_held_out(*(pair := _draw(rng, config))):
+            return pair
+    valid = f"every pair from {config.min_operand} on is held out for evaluation"
+    fail("arithmetic.max_operand", config.max_operand, f"{valid}: use a wider range")
 
 
 def problem(seed: int, index: int, config: ArithmeticConfig) -> tuple[str, str]:
@@ -120,17 +120,13 @@ def held_out_problems(config: ArithmeticConfig) -> list[tuple[str, str]]:
     span = config.max_operand - config.min_operand + 1
     chosen: dict[tuple[int, int], None] = {}  # a set that keeps its order
     for _ in range(min(_MAX_HELD_OUT_DRAWS, 100 * span * span)):
-        pair = config.min_operand + below(rng, span), config.min_operand + below(rng, span)
-        if is_held_out(*pair):
+        if is_held_out(*(pair := _draw(rng, config))):
             chosen[pair] = None
         if len(chosen) == NUM_HELD_OUT_ROWS:
             break
     if not chosen:
-        fail(
-            "arithmetic.max_operand",
-            config.max_operand,
-            f"no pair from {config.min_operand} on is held out for evaluation: use a wider range",
-        )
+        valid = f"no pair from {config.min_operand} on is held out for evaluation"
+        fail("arithmetic.max_operand", config.max_operand, f"{valid}: use a wider range")
     return [(_question(a, b), str(a + b)) for a, b in chosen]
 
 
@@ -152,8 +148,7 @@ def build_character_tokenizer() -> "PreTrainedTokenizerFast":
     byte_level = {" ": "\u0120", "\n": "\u010a"}
     vocab = {"<pad>": PAD_ID, "<eos>": EOS_ID, "<unk>": UNK_ID}
     for character in CHARACTERS:
-        key = byte_level.get(character, character)
-        vocab[key] = len(vocab)
+        vocab[byte_level.get(character, character)] = len(vocab)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -45,69 +45,52 @@ class KnownDataset:
     """
 
     files: tuple[str, ...]  # under data_dir, without suffix, first found wins
-    hub_id: str = ""  # "": only local
-    hub_config: str = ""
+    hub: str = ""  # [config@]owner/name; "": only local
     split: str = "train"
-    prompt_key: str = "problem"  # on the hub
-    answer_key: str = "answer"  # on the hub
+    keys: tuple[str, str] = ("problem", "answer")  # columns of question and answer on the hub
     answer_after: str = ""  # the answer is what follows the last of these
 
 
-def _train(name: str, *more: str, **where: str) -> KnownDataset:
-    names = (name, *more)
+def _train(*names: str, **where: Any) -> KnownDataset:
     return KnownDataset(files=(*(f"train/{each}" for each in names), *names), **where)
 
 
-def _benchmark(name: str, *more: str, **where: str) -> KnownDataset:
-    names = (name, *more)
+def _benchmark(*names: str, **where: Any) -> KnownDataset:
     folders = ("eval/", "evaluation_suite/", "")  # the middle one is the reference's
     return KnownDataset(files=tuple(f"{f}{each}" for f in folders for each in names), **where)
 
 
-_MATH_500 = _benchmark("math", "math500", hub_id="HuggingFaceH4/MATH-500", split="test")
+_MATH_500 = _benchmark("math", "math500", hub="HuggingFaceH4/MATH-500", split="test")
 
 KNOWN: dict[str, KnownDataset] = {
-    "math_12k": _train("math_12k", hub_id="hiyouga/math12k"),
+    "math_12k": _train("math_12k", hub="hiyouga/math12k"),
     "math_lvl3to5_8k": _train(
-        "math_lvl3to5_8k",
-        hub_id="alterego238/simplerl-math8k",
-        prompt_key="question",
-        answer_key="gt_answer",
+        "math_lvl3to5_8k", hub="alterego238/simplerl-math8k", keys=("question", "gt_answer")
     ),
     "gsm8k": _train(
-        "gsm8k_train",
-        hub_id="openai/gsm8k",
-        hub_config="main",
-        prompt_key="question",
-        answer_after="####",
+        "gsm8k_train", hub="main@openai/gsm8k", keys=("question", "answer"), answer_after="####"
     ),
     "asdiv": _train("asdiv_2k", "asdiv"),
     "orz_57k": _train(
         "orz_57k",
-        hub_id="Open-Reasoner-Zero/orz_math_57k_collection",
-        prompt_key="0.value",
-        answer_key="1.ground_truth.value",
+        hub="Open-Reasoner-Zero/orz_math_57k_collection",
+        keys=("0.value", "1.ground_truth.value"),
     ),
     "dapo_17k": _train(
-        "dapo_17k",
-        hub_id="open-r1/DAPO-Math-17k-Processed",
-        hub_config="all",
-        prompt_key="prompt",
-        answer_key="solution",
+        "dapo_17k", hub="all@open-r1/DAPO-Math-17k-Processed", keys=("prompt", "solution")
     ),
-    "aime": _benchmark("aime", hub_id="HuggingFaceH4/aime_2024"),
-    "amc": _benchmark("amc", hub_id="AI-MO/aimo-validation-amc"),
+    "aime": _benchmark("aime", hub="HuggingFaceH4/aime_2024"),
+    "amc": _benchmark("amc", hub="AI-MO/aimo-validation-amc"),
     "math": _MATH_500,
     "math500": _MATH_500,
     "minerva": _benchmark(
-        "minerva", hub_id="math-ai/minervamath", split="test", prompt_key="question"
+        "minerva", hub="math-ai/minervamath", split="test", keys=("question", "answer")
     ),
     "olympiad_bench": _benchmark(
         "olympiad_bench",
-        hub_id="math-ai/olympiadbench",
+        hub="math-ai/olympiadbench",
         split="test",
-        prompt_key="question",
-        answer_key="final_answer",
+        keys=("question", "final_answer"),
     ),
 }
 
@@ -152,8 +135,8 @@ def load_rows(config: DataConfig, *, seed: int = 0, setting: str = "data.dataset
     if config.split not in (entry.split, DataConfig().split):
         fail("data.split", config.split, f"{name} is always its split {entry.split!r}")
     table = _find(config, entry, setting)
-    prompt_key = config.prompt_key or _first(table, (entry.prompt_key, "problem"))
-    answer_key = config.answer_key or _first(table, ("answers", entry.answer_key, "answer"))
+    prompt_key = config.prompt_key or _first(table, (entry.keys[0], "problem"))
+    answer_key = config.answer_key or _first(table, ("answers", entry.keys[1], "answer"))
     questions = table.values(prompt_key, "data.prompt_key")
     answers = table.values(answer_key, "data.answer_key")
     num_rows = min(len(questions), config.max_prompts or len(questions))
@@ -185,10 +168,7 @@ def _generated_rows(config: DataConfig, seed: int) -> list[Row]:
 
 def _first(table: Table, keys: Sequence[str]) -> str:
     """The first key that the table has; the last one, to be refused by name, if it has none."""
-    for key in keys:
-        if table.has(key):
-            return key
-    return keys[-1]
+    return next(filter(table.has, keys), keys[-1])
 
 
 def _question_text(value: Any, index: int, prompt_key: str, table: Table) -> str:
@@ -214,27 +194,19 @@ def _find(config: DataConfig, entry: KnownDataset, setting: str) -> Table:
         path = _local_path(config.data_dir, entry)
         if path is not None:
             return open_table(path, entry.split, setting)
-        if not entry.hub_id:
-            fail(
-                setting,
-                name,
-                "is on no hub: set data.data_dir to a folder that has one of "
-                f"{', '.join(f'{file}.parquet' for file in entry.files)}",
-            )
-        return _hub_table(entry.hub_id, entry.hub_config, entry.split, setting, name)
+        if not entry.hub:
+            files = ", ".join(f"{file}.parquet" for file in entry.files)
+            valid = f"is on no hub: set data.data_dir to a folder that has one of {files}"
+            fail(setting, name, valid)
+        return _hub_table(entry.hub, entry.split, setting, name)
     path = Path(name).expanduser()
     looks_local = path.suffix in FILE_SUFFIXES or name.startswith(("/", ".", "~"))
     if name and (path.exists() or looks_local):
         return open_table(path, config.split, setting)
-    hub_config, _, hub_id = name.rpartition("@")
-    if hub_id.count("/") != 1:
-        fail(
-            setting,
-            name,
-            f"must be one of {', '.join(known_names())}, a file or folder, or a hub id (owner/name)"
-            f"{did_you_mean(name, known_names())}",
-        )
-    return _hub_table(hub_id, hub_config, config.split, setting, name)
+    if name.rpartition("@")[2].count("/") != 1:
+        valid = f"{', '.join(known_names())}, a file or folder, or a hub id (owner/name)"
+        fail(setting, name, f"must be one of {valid}{did_you_mean(name, known_names())}")
+    return _hub_table(name, config.split, setting, name)
 
 
 def _local_path(data_dir: str, entry: KnownDataset) -> Optional[Path]:
@@ -243,24 +215,21 @@ def _local_path(data_dir: str, entry: KnownDataset) -> Optional[Path]:
     root = Path(data_dir).expanduser()
     if not root.is_dir():
         fail("data.data_dir", data_dir, "no such folder")
-    for file in entry.files:
-        for suffix in (*FILE_SUFFIXES, ""):
-            if (path := root / f"{file}{suffix}").exists():
-                return path
+    for file in (file + suffix for file in entry.files for suffix in (*FILE_SUFFIXES, "")):
+        if (root / file).exists():
+            return root / file
     logger.info("%s has none of %s: trying the hub", data_dir, ", ".join(entry.files))
     return None
 
 
-def _hub_table(hub_id: str, hub_config: str, split: str, setting: str, name: str) -> Table:
+def _hub_table(hub: str, split: str, setting: str, name: str) -> Table:
     import datasets
 
+    hub_config, _, hub_id = hub.rpartition("@")
     try:
         loaded = datasets.load_dataset(hub_id, hub_config or None, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        fail(
-            setting,
-            name,
-            f"not found locally (data.data_dir), and the hub's {hub_id} (split {split!r}) cannot "
-            f"be loaded: {type(error).__name__}: {error}",
-        )
+        reason = f"cannot be loaded: {type(error).__name__}: {error}"
+        there = f"the hub's {hub_id} (split {split!r})"
+        fail(setting, name, f"not found locally (data.data_dir), and {there} {reason}")
     return dataset_table(hub_id, loaded)

@@ -63,17 +63,13 @@ class DocumentStream:
         self._seed = seed
         self._blocks: list[list[tuple[int, int]]] = []  # pieces: [start, end) in _tokens
         self._tokens = array("i")
-        self._order_epoch = -1
-        self._order: list[int] = []
         if config.source != "arithmetic":
             self._tokens, lengths = _tokenise(_read_texts(config), tokenizer)
             self._blocks = cut_into_blocks(lengths, config.sequence_length)
             if not self._blocks:
                 fail("documents.source", config.source, "holds no text")
-            logger.info(
-                "%s: %d documents, %d tokens, %d sequences per epoch",
-                *(config.source, len(lengths), len(self._tokens), len(self._blocks)),
-            )
+            sizes = f"{len(lengths)} documents, {len(self._tokens)} tokens"
+            logger.info("%s: %s, %d sequences per epoch", config.source, sizes, len(self._blocks))
 
     @property
     def sequences_per_epoch(self) -> int:
@@ -90,10 +86,8 @@ class DocumentStream:
         if not self._blocks:
             return self._generated_sequence(index)
         epoch, offset = divmod(index, len(self._blocks))
-        if epoch != self._order_epoch:
-            self._order = epoch_order(self._seed, epoch, len(self._blocks))
-            self._order_epoch = epoch
-        return [tuple(self._tokens[start:end]) for start, end in self._blocks[self._order[offset]]]
+        block = self._blocks[epoch_order(self._seed, epoch, len(self._blocks))[offset]]
+        return [tuple(self._tokens[start:end]) for start, end in block]
 
     def _generated_sequence(self, index: int) -> TokenSequence:
         room = self._config.sequence_length
@@ -164,28 +158,20 @@ def _read_texts(config: DocumentsConfig) -> list[str]:
         text = path.read_text(encoding="utf-8")
         return [text] if text.strip() else []
     if not path.exists() or (path.is_file() and path.suffix not in FILE_SUFFIXES):
-        fail(
-            setting,
-            config.source,
-            'must be "arithmetic", a folder, or a file that exists and ends in one of '
-            f"{', '.join((*TEXT_SUFFIXES, *FILE_SUFFIXES))}",
-        )
+        suffixes = ", ".join((*TEXT_SUFFIXES, *FILE_SUFFIXES))
+        valid = f"a folder, or a file that exists and ends in one of {suffixes}"
+        fail(setting, config.source, f'must be "arithmetic", {valid}')
     table = open_table(path, "train", setting)
     columns = [table.values(key, "documents.text_key") for key in config.text_key.split("+")]
     texts = []
     for parts in zip(*columns, strict=True):
         for part in parts:
             if part is not None and not isinstance(part, str):
-                fail(
-                    "documents.text_key",
-                    config.text_key,
-                    f"{table.origin} has {type(part).__name__} there, not text",
-                )
+                valid = f"{table.origin} has {type(part).__name__} there, not text"
+                fail("documents.text_key", config.text_key, valid)
         if all(part and part.strip() for part in parts):
             texts.append("\n".join(parts))
     if len(texts) < len(columns[0]):
-        logger.warning(
-            "%s: %d of %d documents left out, without text in %s",
-            *(table.origin, len(columns[0]) - len(texts), len(columns[0]), config.text_key),
-        )
+        left_out = f"{len(columns[0]) - len(texts)} of {len(columns[0])} documents left out"
+        logger.warning("%s: %s, without text in %s", table.origin, left_out, config.text_key)
     return texts

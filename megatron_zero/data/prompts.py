@@ -49,19 +49,14 @@ def build_prompts(
         if len(ids) <= max_prompt_tokens
     ]
     if not prompts:
-        fail(
-            "data.max_prompt_tokens",
-            max_prompt_tokens,
-            f"all {len(rows)} prompts of {source!r} are longer: the shortest has "
-            f"{min(map(len, encoded))} tokens",
-        )
+        shortest = f"the shortest has {min(map(len, encoded))} tokens"
+        valid = f"all {len(rows)} prompts of {source!r} are longer: {shortest}"
+        fail("data.max_prompt_tokens", max_prompt_tokens, valid)
     if len(prompts) < len(rows):
-        logger.warning(
-            "%s: %d of %d prompts left out, longer than data.max_prompt_tokens=%d "
-            "(the longest has %d tokens)",
-            *(source, len(rows) - len(prompts), len(rows), max_prompt_tokens),
-            max(map(len, encoded)),
-        )
+        left_out = f"{source}: {len(rows) - len(prompts)} of {len(rows)} prompts left out"
+        limit = f"longer than data.max_prompt_tokens={max_prompt_tokens}"
+        longest = f"the longest has {max(map(len, encoded))} tokens"
+        logger.warning("%s, %s (%s)", left_out, limit, longest)
     return prompts
 
 
@@ -97,8 +92,6 @@ class PromptCursor:
         self._shuffle = shuffle
         self._position = 0  # prompts dealt out since the start of the run
         self._fingerprint = _fingerprint(self._prompts)
-        self._order_epoch = -1
-        self._order: list[int] = []
 
     def __len__(self) -> int:
         """Prompts per epoch."""
@@ -117,12 +110,9 @@ class PromptCursor:
 
     def _prompt_at(self, position: int) -> Prompt:
         epoch, offset = divmod(position, len(self._prompts))
-        if not self._shuffle:
-            return self._prompts[offset]
-        if epoch != self._order_epoch:
-            self._order = epoch_order(self._seed, epoch, len(self._prompts))
-            self._order_epoch = epoch
-        return self._prompts[self._order[offset]]
+        if self._shuffle:
+            offset = epoch_order(self._seed, epoch, len(self._prompts))[offset]
+        return self._prompts[offset]
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -146,10 +136,7 @@ class PromptCursor:
         """
         for name, value in self._identity().items():
             if state[name] != value:
-                fail(
-                    f"checkpoint.prompts.{name}",
-                    state[name],
-                    f"the run now has {value!r}: the data set, its template and tokenizer, seed "
-                    "and data.shuffle must be those of the checkpoint",
-                )
+                same = "the data set, its template and tokenizer, seed and data.shuffle"
+                valid = f"the run now has {value!r}: {same} must be those of the checkpoint"
+                fail(f"checkpoint.prompts.{name}", state[name], valid)
         self._position = state["position"]

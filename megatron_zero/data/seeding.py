@@ -4,6 +4,7 @@ Only `random.Random.random` is used: the one method whose sequence Python promis
 seed. `hash()` is never used: it differs between processes for strings.
 """
 
+import functools
 import hashlib
 import random
 
@@ -28,6 +29,7 @@ def below(rng: random.Random, bound: int) -> int:
     return int(rng.random() * bound)
 
 
+@functools.lru_cache(maxsize=2)  # read item by item
 def epoch_order(seed: int, epoch: int, size: int) -> list[int]:
     """A permutation of range(size) that depends only on the three numbers."""
     rng = seeded_random("epoch", seed, epoch)

@@ -18,7 +18,7 @@ FILE_SUFFIXES = (".parquet", ".jsonl", ".json")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Table:
     """Named columns of equal length. `origin` says where it was found, for messages."""
 
@@ -40,12 +40,8 @@ class Table:
             return self.read(key)
         column, *path = key.split(".")
         if column not in self.columns:
-            fail(
-                setting,
-                key,
-                f"no such column in {self.origin}; it has {', '.join(self.columns)}"
-                f"{did_you_mean(key, self.columns)}",
-            )
+            there = f"{', '.join(self.columns)}{did_you_mean(key, self.columns)}"
+            fail(setting, key, f"no such column in {self.origin}; it has {there}")
         return [_descend(value, path) for value in self.read(column)]
 
 
@@ -85,7 +81,6 @@ def open_table(path: Path, split: str, setting: str) -> Table:
     if path.suffix in FILE_SUFFIXES:
         return _json_table(path, setting)
     fail(setting, str(path), f"must be a folder or end in one of {', '.join(FILE_SUFFIXES)}")
-    raise AssertionError
 
 
 def _open_folder(folder: Path, split: str, setting: str) -> Table:
@@ -100,11 +95,8 @@ def _open_folder(folder: Path, split: str, setting: str) -> Table:
         return dataset_table(str(folder), loaded)
     files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
     if not files:
-        fail(
-            setting,
-            str(folder),
-            "a folder must hold parquet files, or be one written by datasets' save_to_disk",
-        )
+        valid = "a folder must hold parquet files, or be one written by datasets' save_to_disk"
+        fail(setting, str(folder), valid)
     return _parquet_table(str(folder), _files_of_split(folder, files, split))
 
 
@@ -126,40 +118,30 @@ def _parquet_table(origin: str, files: list[Path]) -> Table:
     shared = tuple(name for name in names[0] if all(name in others for others in names))
 
     def read(column: str) -> list[Any]:
-        return [
-            value
-            for file in files
-            for value in pq.read_table(file, columns=[column])[column].to_pylist()
-        ]
+        tables = (pq.read_table(file, columns=[column]) for file in files)
+        return [value for table in tables for value in table[column].to_pylist()]
 
-    return Table(origin=origin, columns=shared, read=read)
+    return Table(origin, shared, read)
 
 
 def _json_table(path: Path, setting: str) -> Table:
     records = _json_records(path, setting)
     columns = tuple(dict.fromkeys(name for record in records for name in record))
-    return Table(
-        origin=str(path),
-        columns=columns,
-        read=lambda column: [record.get(column) for record in records],
-    )
+    return Table(str(path), columns, lambda column: [record.get(column) for record in records])
 
 
 def _json_records(path: Path, setting: str) -> list[dict[str, Any]]:
+    records = []
     with path.open(encoding="utf-8") as file:
         if path.suffix == ".json":
             records = json.load(file)
             if not isinstance(records, list):
                 fail(setting, str(path), "must be a list of objects (one per line: name it .jsonl)")
-        else:
-            records = []
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    records.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    fail(setting, str(path), f"line {number} is not JSON: {error}")
+        for number, line in enumerate(file, start=1):  # none are left of a .json
+            try:
+                records += [json.loads(line)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                fail(setting, str(path), f"line {number} is not JSON: {error}")
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
             fail(setting, str(path), f"record {number} is {type(record).__name__}, not an object")
@@ -168,8 +150,5 @@ def _json_records(path: Path, setting: str) -> list[dict[str, Any]]:
 
 def dataset_table(origin: str, dataset: Any) -> Table:
     """A `datasets.Dataset`."""
-    return Table(
-        origin=origin,
-        columns=tuple(dataset.column_names),
-        read=lambda column: dataset.select_columns([column])[:][column],
-    )
+    columns = tuple(dataset.column_names)
+    return Table(origin, columns, lambda column: dataset.select_columns([column])[:][column])

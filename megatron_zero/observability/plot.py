@@ -1,7 +1,7 @@
 """A curve as text, for a terminal or a log: reward or accuracy over the steps of a run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 # the bit of each dot in a braille cell of 2 x 4 dots, by [row][column]
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
@@ -29,17 +29,20 @@ def render_curve(
         `height + 1` lines, or one line saying so when there is nothing to draw.
     """
     assert width >= 20 and height >= 2, (width, height)
-    finite = [_finite(v) for v in values]
+    finite = [v if v is not None and math.isfinite(v) else None for v in values]
     known = [v for v in finite if v is not None]
     if not known:
         return "(nothing to draw yet)"
     low, high = min(known), max(known)
-    labels = _labels(low, high, height)
+    labels = [""] * height
+    labels[0], labels[-1] = f"{high:.3g}", f"{low:.3g}"
+    if low == high:
+        labels = [f"{low:.3g}" if row == height // 2 else "" for row in range(height)]
     label_width = max(6, *map(len, labels))
     num_columns = width - label_width - 2
-    points = _resample(finite, 2 * num_columns)
-    dots = _trace(points, low, high, 2 * num_columns, 4 * height)
-    cells = _cells(dots, num_columns, height)
+    cells = [[_BLANK] * num_columns for _ in range(height)]
+    for x, y in _trace(_resample(finite, 2 * num_columns), low, high, 2 * num_columns, 4 * height):
+        cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
     lines = [
         f"{label:>{label_width}} ┤{''.join(map(chr, row)).replace(chr(_BLANK), ' ')}".rstrip()
         for label, row in zip(labels, cells, strict=True)
@@ -48,10 +51,6 @@ def render_curve(
     gap = max(num_columns - len(str(first)) - len(str(last)) - 2, 1)
     axis = f"{'step':>{label_width}} └ {first}{' ' * gap}{last}"
     return "\n".join([*lines, axis])
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _resample(values: list[float | None], limit: int) -> list[float | None]:
@@ -67,10 +66,9 @@ def _resample(values: list[float | None], limit: int) -> list[float | None]:
 
 def _trace(
     points: list[float | None], low: float, high: float, width: int, height: int
-) -> set[tuple[int, int]]:
-    """Dots (x, y) of the line through `points`; y counts downwards."""
-    dots: set[tuple[int, int]] = set()
-    before: tuple[int, int] | None = None
+) -> Iterator[tuple[int, int]]:
+    """The dots (x, y) of a line through `points`, y from the top; it has a gap at None."""
+    before = None
     for i, point in enumerate(points):
         if point is None:
             before = None
@@ -78,33 +76,8 @@ def _trace(
         x = round(i * (width - 1) / max(len(points) - 1, 1))
         level = (point / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.5
         y = round((1 - level) * (height - 1))
-        dots |= _segment(before or (x, y), (x, y))
+        x0, y0 = before or (x, y)
+        length = max(abs(x - x0), abs(y - y0), 1)
+        for j in range(length + 1):
+            yield round(x0 + (x - x0) * j / length), round(y0 + (y - y0) * j / length)
         before = (x, y)
-    return dots
-
-
-def _segment(start: tuple[int, int], end: tuple[int, int]) -> set[tuple[int, int]]:
-    length = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
-    return {
-        (
-            round(start[0] + (end[0] - start[0]) * i / length),
-            round(start[1] + (end[1] - start[1]) * i / length),
-        )
-        for i in range(length + 1)
-    }
-
-
-def _cells(dots: set[tuple[int, int]], num_columns: int, height: int) -> list[list[int]]:
-    cells = [[_BLANK] * num_columns for _ in range(height)]
-    for x, y in dots:
-        cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
-    return cells
-
-
-def _labels(low: float, high: float, height: int) -> list[str]:
-    labels = [""] * height
-    if low == high:
-        labels[height // 2] = f"{low:.3g}"
-    else:
-        labels[0], labels[-1] = f"{high:.3g}", f"{low:.3g}"
-    return labels

@@ -66,11 +66,10 @@ def read_rollouts(path: Path) -> list[RolloutRecord]:
 
 
 def _to_plain(record: RolloutRecord) -> dict[str, Any]:
+    columns = (record.group.responses, record.graded, record.advantages)
     responses = [
         {**dataclasses.asdict(response), **dataclasses.asdict(graded), "advantage": advantage}
-        for response, graded, advantage in zip(
-            record.group.responses, record.graded, record.advantages, strict=True
-        )
+        for response, graded, advantage in zip(*columns, strict=True)
     ]
     return {"prompt": dataclasses.asdict(record.group.prompt), "responses": responses}
 

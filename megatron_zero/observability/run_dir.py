@@ -12,11 +12,11 @@ before: the older file stays as `config.1.yaml`, `config.2.yaml`, …
 Neither torch nor anything heavy is imported: the launcher checks and writes here too.
 """
 
+import itertools
 import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,44 +28,22 @@ def step_name(step: int) -> str:
     return f"step_{step:06d}"
 
 
-@dataclass(frozen=True, slots=True)
 class RunDir:
     """Where everything of a run is. Makes paths only; who writes makes the folder."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+        self.report = path / "report.html"
+        self.model = path / "model"  # config and tokenizer: what the engine starts from
+        self.checkpoints = path / "checkpoints"
 
     @classmethod
     def of(cls, config: Config) -> "RunDir":
         return cls(Path(config.run_dir))
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def model(self) -> Path:
-        """Config and tokenizer without weights: what the engine starts from."""
-        return self.path / "model"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
 
     def rollouts(self, step: int) -> Path:
         return self.path / "rollouts" / f"{step_name(step)}.jsonl.zst"
@@ -81,10 +59,9 @@ class RunDir:
 
     def has_results(self) -> bool:
         """Whether a run got as far as leaving something that cost time."""
-        if self.metrics.exists() and self.metrics.stat().st_size:
-            return True
+        metrics = self.metrics.exists() and self.metrics.stat().st_size > 0
         folders = ("rollouts", "checkpoints", "hf", "eval")
-        return any(any((self.path / folder).glob("*")) for folder in folders)
+        return metrics or any(any((self.path / folder).glob("*")) for folder in folders)
 
 
 def check_startable(path: str | Path, *, resume: bool) -> None:
@@ -139,12 +116,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _write(path: Path, text: str, keep_old: bool) -> None:
-    if path.exists():
-        if path.read_text(encoding="utf-8") == text:
-            return
-        if keep_old:
-            number = 1
-            while (old := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
-                number += 1
-            shutil.copy2(path, old)  # not a rename: another rank may be reading it
+    if keep_old and path.exists() and path.read_text(encoding="utf-8") != text:
+        numbered = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1))
+        # not a rename: another rank may be reading it
+        shutil.copy2(path, next(old for old in numbered if not old.exists()))
     write_atomically(path, text.encode("utf-8"))

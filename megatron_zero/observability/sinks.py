@@ -192,14 +192,8 @@ class WandbSink:
             fail("logging.wandb_project", project, 'needs the package wandb; install it or set ""')
         id_file = path / "wandb_run_id"
         run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            dir=str(path),
-            config=dict(settings),
-            id=run_id,
-            resume="allow",
-        )
+        where = {"project": project, "name": name, "dir": str(path)}
+        self._run = wandb.init(**where, config=dict(settings), id=run_id, resume="allow")
         write_atomically(id_file, self._run.id.encode("utf-8"))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

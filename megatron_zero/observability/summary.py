@@ -5,24 +5,25 @@ run can be summed up again.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from megatron_zero.observability.console import format_duration
+from megatron_zero.observability.console import accuracies, format_duration
 from megatron_zero.observability.plot import render_curve
 
 Records = Sequence[Mapping[str, float]]
 
 _STEP_METRICS = (  # metric, row title, how it is shown
-    ("reward/mean", "reward", "{:.3f}"),
-    ("response/length_mean", "response length", "{:,.0f}"),
-    ("response/truncated_frac", "truncated", "{:.1%}"),
-    ("policy/loss", "loss", "{:.4f}"),
-    ("mismatch/kl", "mismatch KL", "{:.1e}"),
-    ("throughput/tokens_per_s", "tokens/s", "{:,.0f}"),
+    ("reward/mean", "reward", ".3f"),
+    ("response/length_mean", "response length", ",.0f"),
+    ("response/truncated_frac", "truncated", ".1%"),
+    ("policy/loss", "loss", ".4f"),
+    ("mismatch/kl", "mismatch KL", ".1e"),
+    ("throughput/tokens_per_s", "tokens/s", ",.0f"),
 )
 
 
@@ -50,25 +51,22 @@ def summary_table(records: Records) -> Table:
     for title in ("", "start", "end", "change"):
         table.add_column(title, justify="left" if not title else "right")
     names = {name for r in records for name in r}
-    evaluations = sorted(n for n in names if n.startswith("eval/") and n.endswith("/accuracy"))
-    for metric in evaluations:
-        title = f"accuracy {metric.removeprefix('eval/').removesuffix('/accuracy')}"
-        values = _column(records, metric)
-        if values:
-            table.add_row(*_row(title, values[0], values[-1], "{:.3f}".format), style="bold")
+    for name in sorted(accuracies(dict.fromkeys(names, math.nan))):
+        if values := _column(records, f"eval/{name}/accuracy"):
+            row = _row(f"accuracy {name}", values[0], values[-1], ".3f")
+            table.add_row(*row, style="bold")
     for metric, title, form in _STEP_METRICS:
-        values = _column(records, metric)
-        if values:
+        if values := _column(records, metric):
             tenth = max(len(values) // 10, 1)
-            table.add_row(*_row(title, _mean(values[:tenth]), _mean(values[-tenth:]), form.format))
+            table.add_row(*_row(title, fmean(values[:tenth]), fmean(values[-tenth:]), form))
     return table
 
 
 def time_table(records: Records) -> Table:
     """Total time of each phase and its share of the whole, the longest first."""
-    total = math.fsum(_column(records, "time/step_s"))
     names = {n for r in records for n in r if n.startswith("time/") and n.endswith("_s")}
-    phases = {n: math.fsum(_column(records, n)) for n in names - {"time/step_s"}}
+    phases = {n: math.fsum(_column(records, n)) for n in names}
+    total = phases.pop("time/step_s", 0.0)
     whole = max(total, math.fsum(phases.values()))
     table = Table(title=f"time: {format_duration(whole)}", title_justify="left")
     for title in ("phase", "time", "share"):
@@ -88,10 +86,5 @@ def _column(records: Records, metric: str) -> list[float]:
     return [r[metric] for r in records if metric in r and math.isfinite(r[metric])]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _row(title: str, start: float, end: float, form: Callable[[float], str]) -> tuple[str, ...]:
-    change = form(end - start)
-    return title, form(start), form(end), change if change.startswith("-") else f"+{change}"
+def _row(title: str, start: float, end: float, form: str) -> tuple[str, ...]:
+    return title, format(start, form), format(end, form), format(end - start, f"+{form}")

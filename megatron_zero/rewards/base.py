@@ -1,12 +1,8 @@
-"""What every reward shares: its type, and the rule for truncated responses."""
+"""What every reward shares: its verdict, and the rule for truncated responses."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from megatron_zero.types import Graded
-
-# (response text, answers of which any counts) -> verdict
-RewardFunction = Callable[[str, tuple[str, ...]], Graded]
 
 
 def apply_truncation(graded: Graded, truncated: bool) -> Graded:
@@ -16,3 +12,9 @@ def apply_truncation(graded: Graded, truncated: bool) -> Graded:
         apply_truncation(Graded(reward=1.0, correct=True, ...), True).reward == 0.0
     """
     return replace(graded, reward=0.0) if truncated else graded
+
+
+def verdict(formatted: bool, outcome: str) -> Graded:
+    """The reward of an outcome: 1 for "correct", else 0; none for format alone."""
+    correct = outcome == "correct"
+    return Graded(reward=float(correct), correct=correct, formatted=formatted, outcome=outcome)

@@ -15,7 +15,7 @@ from typing import Union
 
 from megatron_zero.rewards import normalize as norm
 from megatron_zero.rewards.expression import Node, parse_expression
-from megatron_zero.rewards.symbolic import Undecidable, are_equal, evaluate, values_equal
+from megatron_zero.rewards.symbolic import Undecidable, are_equal, evaluate
 from megatron_zero.rewards.tokens import (
     RELATIONS,
     ParseError,
@@ -68,8 +68,7 @@ def is_equivalent(prediction: str, gold: Gold) -> bool:
     if any(_same(a, b) for a, b in pairs):
         return True
     if ("%" in given) != ("%" in expected):
-        scale = (Fraction(1, 100), 1) if "%" in given else (1, Fraction(1, 100))
-        return any(_same_scaled(a, scale[0], b, scale[1]) for a, b in pairs)
+        return any(_is_percentage(*(pair if "%" in given else pair[::-1])) for pair in pairs)
     return False
 
 
@@ -178,9 +177,7 @@ def _same(given: Node, expected: Node) -> bool:
 
 
 def _same_in_order(given: Node, expected: Node) -> bool:
-    if len(given.args) != len(expected.args):
-        return False
-    return all(_same(a, b) for a, b in zip(given.args, expected.args, strict=True))
+    return len(given.args) == len(expected.args) and all(map(_same, given.args, expected.args))
 
 
 def _same_in_any_order(given: Sequence[Node], expected: Sequence[Node]) -> bool:
@@ -205,16 +202,11 @@ def _same_relation(given: Node, expected: Node) -> bool:
         return names_it and _same(relation.args[1], other)
     if given.value == expected.value and _same_in_order(given, expected):
         return True
-    signs = str(given.value).split()
-    if all(sign in _MIRRORED for sign in signs):
-        mirrored = Node(
-            "relation", given.args[::-1], " ".join(_MIRRORED[sign] for sign in reversed(signs))
-        )
-        if mirrored.value == expected.value and _same_in_order(mirrored, expected):
-            return True
-    if given.value == expected.value == "=":
-        return _same_equation(given, expected)
-    return False
+    signs = [_MIRRORED.get(sign, "") for sign in str(given.value).split()]
+    mirrored = Node("relation", given.args[::-1], " ".join(reversed(signs)))
+    if mirrored.value == expected.value and _same_in_order(mirrored, expected):
+        return True
+    return given.value == expected.value == "=" and _same_equation(given, expected)
 
 
 def _same_equation(given: Node, expected: Node) -> bool:
@@ -227,14 +219,10 @@ def _same_equation(given: Node, expected: Node) -> bool:
     return are_equal(sides[0], sides[1]) or are_equal(sides[0], Node("neg", (sides[1],)))
 
 
-def _same_scaled(
-    given: Node, given_scale: Fraction, expected: Node, expected_scale: Fraction
-) -> bool:
-    """For percentages: equality of rational values after scaling."""
+def _is_percentage(percent: Node, value: Node) -> bool:
+    """Whether the one is a hundred times the other, both rational."""
     try:
-        values = evaluate(given), evaluate(expected)
+        many, one = evaluate(percent), evaluate(value)
     except Undecidable:
         return False
-    if not all(isinstance(value, Fraction) for value in values):
-        return False
-    return values_equal(values[0] * given_scale, values[1] * expected_scale)
+    return isinstance(many, Fraction) and isinstance(one, Fraction) and many == 100 * one

@@ -85,26 +85,30 @@ class _Parser:
         token = self.peek()
         return token.kind == "mark" and token.name in names
 
+    def accept(self, name: str) -> bool:
+        """Take the mark `name` if it comes next."""
+        found = self.at(name)
+        self.position += found
+        return found
+
     def expect(self, name: str) -> None:
-        if not self.at(name):
+        if not self.accept(name):
             raise ParseError(f"expected {name!r}, found {self.peek().name!r}")
-        self.position += 1
 
     def sum(self) -> Node:
         terms = [self.product()]
         while self.at("+", "-"):
             terms.append(self.product())
-        return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
+        return _joined("add", terms)
 
     def product(self) -> Node:
-        sign = self.sign()
+        if self.minus():
+            return Node("neg", (self.product(),))
         factors = [self.power()]
         while True:
-            if self.at("*"):
-                self.take()
+            if self.accept("*"):
                 factors.append(self.signed_power())
-            elif self.at("/"):
-                self.take()
+            elif self.accept("/"):
                 factors.append(_reciprocal(self.signed_power()))
             elif len(factors) == 1 and self.at_fraction_of_mixed_number():
                 factors = [Node("add", (factors[0], self.fraction()))]
@@ -114,19 +118,17 @@ class _Parser:
                 factors.append(self.power())
             else:
                 break
-        node = factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
-        return Node("neg", (node,)) if sign < 0 else node
+        return _joined("mul", factors)
 
-    def sign(self) -> int:
-        sign = 1
+    def minus(self) -> bool:
+        """Take all signs; whether they make a minus."""
+        minus = False
         while self.at("+", "-"):
-            sign = -sign if self.take().name == "-" else sign
-        return sign
+            minus ^= self.take().name == "-"
+        return minus
 
     def signed_power(self) -> Node:
-        sign = self.sign()
-        node = self.power()
-        return Node("neg", (node,)) if sign < 0 else node
+        return Node("neg", (self.power(),)) if self.minus() else self.power()
 
     def starts_factor(self) -> bool:
         token = self.peek()
@@ -158,17 +160,15 @@ class _Parser:
 
     def power(self) -> Node:
         base = self.atom()
-        if self.at("!"):
-            self.take()
+        if self.accept("!"):
             base = Node("call", (base,), "factorial")
             if self.at("!"):
                 raise ParseError("double factorial")
         return self.exponent_of(base)
 
     def exponent_of(self, base: Node) -> Node:
-        if not self.at("^"):
+        if not self.accept("^"):
             return base
-        self.take()
         self.enter()
         exponent = self.signed_power()
         self.depth -= 1
@@ -211,22 +211,17 @@ class _Parser:
 
     def subscript(self) -> str:
         """`_0`, `_{max}`: part of the name, not an operation."""
-        if not self.at("_"):
-            return ""
-        self.take()
-        return "_" + self.raw_argument()
+        return "_" + self.raw_argument() if self.accept("_") else ""
 
     def raw_argument(self) -> str:
         """The text of one argument, which is a name rather than a formula."""
-        if not self.at("{"):
+        if not self.accept("{"):
             return self.take().name
-        self.take()
         names = []
-        while not self.at("}"):
-            if self.peek().kind == "end" or self.at("{"):
+        while not self.accept("}"):
+            if self.at("{"):
                 raise ParseError("not a name")
             names.append(self.take().name)
-        self.take()
         return "".join(names)
 
     def command(self, name: str) -> Node:
@@ -259,8 +254,7 @@ class _Parser:
     def root(self) -> Node:
         r"""`\sqrt{x}` and `\sqrt[n]{x}`, ASCII `sqrt(x)`; `\sqrt12` is the root of 12."""
         index = Node("num", (), Fraction(2))
-        if self.at("["):
-            self.take()
+        if self.accept("["):
             index = self.sum()
             self.expect("]")
         return Node("call", (self.atom(), index), "root")
@@ -269,12 +263,10 @@ class _Parser:
         r"""`\sin^2 x` is (sin x)^2 and `\sin^{-1} x` the inverse; `\log_b x` has base b."""
         base: tuple[Node, ...] = ()
         exponent: Optional[Node] = None
-        if name == "log" and self.at("_"):
-            self.take()
+        if name == "log" and self.accept("_"):
             base = (self.atom(),)
-        if self.at("^"):
-            self.take()
-            exponent = self.signed_power() if not self.at("{") else self.group(self.take().name)
+        if self.accept("^"):
+            exponent = self.group("{") if self.accept("{") else self.signed_power()
         call = Node("call", (self.function_argument(), *base), name)
         if exponent is None:
             return self.exponent_of(call) if self.tokens[self.position - 1].name == ")" else call
@@ -293,7 +285,12 @@ class _Parser:
         factors = [self.power()]
         while self.starts_factor() and self.peek().name[1:] not in FUNCTIONS and not self.at("("):
             factors.append(self.power())
-        return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+        return _joined("mul", factors)
+
+
+def _joined(kind: str, nodes: list[Node]) -> Node:
+    """The sum or product of several; one alone is itself."""
+    return nodes[0] if len(nodes) == 1 else Node(kind, tuple(nodes))
 
 
 def _number(text: str) -> Node:

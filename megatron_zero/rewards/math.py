@@ -10,6 +10,7 @@ import re
 from typing import Optional
 
 from megatron_zero.config import ANSWER_FORMATS
+from megatron_zero.rewards.base import verdict
 from megatron_zero.rewards.equivalence import Gold, is_equivalent
 from megatron_zero.types import Graded
 
@@ -82,11 +83,5 @@ def math_reward(response: str, gold: Gold, answer_format: str) -> Graded:
     """
     formatted, answer = find_answer(response, answer_format)
     if answer is None:
-        return Graded(reward=0.0, correct=False, formatted=formatted, outcome="unparsable")
-    correct = is_equivalent(answer, gold)
-    return Graded(
-        reward=float(correct),
-        correct=correct,
-        formatted=True,
-        outcome="correct" if correct else "wrong",
-    )
+        return verdict(formatted, "unparsable")
+    return verdict(formatted, "correct" if is_equivalent(answer, gold) else "wrong")

@@ -13,32 +13,12 @@ import re
 
 MAX_ANSWER_CHARS = 2000  # longer answers are equal only to themselves; the longest gold has 204
 
-_UNICODE = str.maketrans(
-    {
-        "−": "-",
-        "–": "-",
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "⋅": r"\cdot ",
-        "÷": "/",
-        "π": r"\pi ",
-        "√": r"\sqrt ",
-        "∞": r"\infty ",
-        "°": "",
-        "≤": r"\le ",
-        "≥": r"\ge ",
-        "≠": r"\ne ",
-        "±": r"\pm ",
-        "∪": r"\cup ",
-        "∈": r"\in ",
-        "²": "^{2}",
-        "³": "^{3}",
-        "，": ",",
-        "（": "(",
-        "）": ")",
-        "\u00a0": " ",
-    }
-)
+_COMMANDS = "×times ·cdot ⋅cdot πpi √sqrt ∞infty ≤le ≥ge ≠ne ±pm ∪cup ∈in"
+_UNICODE = {
+    **str.maketrans("−–÷，（）\u00a0", "--/,() ", "°"),  # the last one is dropped
+    **str.maketrans({"²": "^{2}", "³": "^{3}"}),
+    **{ord(command[0]): f"\\{command[1:]} " for command in _COMMANDS.split()},
+}
 
 # 1{,}000 10,\!080 1\,000
 _GROUPING = re.compile(r"(?<=\d)(?:\{,\}|,\s*\\!|\\[, ])\s*(?=\d{3}(?!\d))")
@@ -61,26 +41,21 @@ _LARGE = re.compile(rf"(?<=[\d}}])\s*(\\text\{{\s*)?({'|'.join(_POWERS_OF_TEN)})
 _TRAILING_TEXT = re.compile(r"(?:\\text\{[^{}]*\}\s*(?:\^\s*(?:\d|\{-?\d+\}))?[\s.,/]*)+$")
 _NUMERIC = re.compile(r"\d|\\pi|\\sqrt")
 
-# Names of units and of the things MATH counts; single letters are left out: 6m is a product.
+# Names of units and of the things MATH counts; without plural s; no single letters, since 6m
+# is a product.
 _UNIT_NAMES = (
-    "degree degrees deg unit units cm mm km dm nm kg mg lb lbs oz ft yd mi mph kph rpm ml hr hrs "
-    "min mins sec secs inch inches foot feet yard yards mile miles meter meters metre metres "
-    "centimeter centimeters millimeter millimeters kilometer kilometers acre acres gram grams "
-    "kilogram kilograms pound pounds ounce ounces ton tons liter liters litre litres gallon "
-    "gallons quart quarts second seconds minute minutes hour hours day days week weeks month "
-    "months year years dollar dollars cent cents euro euros usd penny pennies dime dimes quarter "
-    "quarters nickel nickels percent point points people person persons student students child "
-    "children boy boys girl girls man men woman women way ways time times page pages apple apples "
-    "marble marbles ball balls book books car cars card cards coin coins cookie cookies dog dogs "
-    "cat cats egg eggs game games integer integers number numbers digit digits solution solutions "
-    "value values sq-units cubes cube tile tiles square squares triangle triangles edge edges "
-    "vertex vertices face faces side sides row rows ticket tickets pencil pencils piece pieces "
-    "box boxes radian radians knot knots joule joules watt watts volt volts newton newtons hertz "
+    "degree deg unit cm mm km dm nm kg mg lb oz ft yd mi mph kph rpm ml hr min sec inch inches "
+    "foot feet yard mile meter metre centimeter millimeter kilometer acre gram kilogram pound "
+    "ounce ton liter litre gallon quart second minute hour day week month year dollar cent euro "
+    "usd penny pennies dime quarter nickel percent point people person student child children boy "
+    "girl man men woman women way time page apple marble ball book car card coin cookie dog cat "
+    "egg game integer number digit solution value sq-unit cube tile square triangle edge vertex "
+    "vertices face side row ticket pencil piece box boxes radian knot joule watt volt newton hertz "
     "hz khz mhz kelvin"
 )
 _PLAIN_UNIT = re.compile(
     r"(?<=[\d})\s])(?:(?:square|cubic|sq\.?|cu\.?)\s*)?"
-    rf"(?:{'|'.join(sorted(_UNIT_NAMES.split(), key=len, reverse=True))})"
+    rf"(?:{'|'.join(sorted(_UNIT_NAMES.split(), key=len, reverse=True))})s?"
     r"\.?(?:\s*\^\s*(?:\d|\{-?\d\}))?(?:\s*(?:per|/)\s*[A-Za-z]+)?\s*$",
     re.IGNORECASE,
 )

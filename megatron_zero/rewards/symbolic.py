@@ -16,6 +16,7 @@ from typing import Union
 import sympy
 
 from megatron_zero.rewards.expression import Node
+from megatron_zero.rewards.tokens import FUNCTIONS
 
 MAX_BITS = 20_000  # of any number: 10^{6000}
 MAX_MIXED_BITS = 4000  # of a number beside symbols, roots or functions
@@ -31,31 +32,15 @@ MAX_TOWER = 2  # powers in exponents
 
 Value = Union[Fraction, sympy.Expr]
 
-_SAME_NAMES = "sin cos tan cot sec csc sinh cosh tanh coth log exp"
-_FUNCTIONS: dict[str, Callable[..., sympy.Expr]] = {
-    "arcsin": sympy.asin,
-    "arccos": sympy.acos,
-    "arctan": sympy.atan,
-    "arccot": sympy.acot,
-    "arcsec": sympy.asec,
-    "arccsc": sympy.acsc,
-    "ln": sympy.log,
-    **{name: getattr(sympy, name) for name in _SAME_NAMES.split()},
-}
+_SYMPY_NAMES = {name: name.replace("arc", "a") for name in FUNCTIONS} | {"ln": "log"}
+_FUNCTIONS = {name: getattr(sympy, sympy_name) for name, sympy_name in _SYMPY_NAMES.items()}
+_to_sympy: Callable[[Value], sympy.Expr] = sympy.sympify  # never given text
 _CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "infty": sympy.oo}
 _INFINITE = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
 
 # What sympy raises on input it cannot treat; none of them says anything about equality.
-_SYMPY_FAILURES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    sympy.polys.polyerrors.BasePolynomialError,
-)
+_SYMPY_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+_SYMPY_FAILURES += (ValueError, sympy.polys.polyerrors.BasePolynomialError)
 
 
 class Undecidable(Exception):
@@ -63,22 +48,16 @@ class Undecidable(Exception):
 
 
 def are_equal(left: Node, right: Node) -> bool:
-    """Whether two expressions are the same number or the same function of their symbols."""
+    """Whether two expressions are, provably, the same number or function of their symbols."""
     if left == right:
         return True
     try:
-        return values_equal(evaluate(left), evaluate(right))
+        values = evaluate(left), evaluate(right)
     except Undecidable:
         return False
-
-
-def values_equal(left: Value, right: Value) -> bool:
-    """Whether two results of `evaluate` are equal, proven; False also when undecided."""
-    if isinstance(left, Fraction) and isinstance(right, Fraction):
-        return left == right
-    first, second = _to_sympy(left), _to_sympy(right)
-    if first == second:
-        return True
+    first, second = map(_to_sympy, values)
+    if first == second or all(isinstance(value, Fraction) for value in values):
+        return first == second
     if first.has(*_INFINITE) or second.has(*_INFINITE):
         return False
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
@@ -98,8 +77,7 @@ def evaluate(node: Node) -> Value:
     Raises:
         Undecidable: division by zero, or a bound of this module exceeded.
     """
-    if node.kind == "num":
-        assert isinstance(node.value, Fraction)
+    if isinstance(node.value, Fraction):
         return node.value
     if node.kind == "sym":
         return sympy.Symbol(str(node.value))
@@ -115,12 +93,6 @@ def evaluate(node: Node) -> Value:
     if node.kind == "call":
         return _call(str(node.value), args)
     raise Undecidable(f"a {node.kind} is not a number")
-
-
-def _to_sympy(value: Value) -> sympy.Expr:
-    if isinstance(value, Fraction):
-        return sympy.Rational(value.numerator, value.denominator)
-    return value
 
 
 def _from_sympy(value: sympy.Expr) -> Value:
@@ -222,22 +194,19 @@ def _combinatorial(name: str, args: list[Value]) -> Value:
     for arg in args:
         if isinstance(arg, Fraction) and not (arg.denominator == 1 and 0 <= arg <= MAX_FACTORIAL):
             raise Undecidable(f"argument of {name}")
-    if all(isinstance(arg, Fraction) for arg in args):
-        numbers = [int(arg) for arg in args]
-        return Fraction(math.factorial(*numbers) if name == "factorial" else math.comb(*numbers))
-    if not all(_is_tame(_to_sympy(arg)) for arg in args):
+    numbers = [_to_sympy(arg) for arg in args]
+    exact = all(isinstance(arg, Fraction) for arg in args)
+    if not exact and not all(map(_is_tame, numbers)):
         raise Undecidable(f"argument of {name}")
-    return getattr(sympy, name)(*map(_to_sympy, args))
+    return _from_sympy(getattr(sympy, name)(*numbers))
 
 
 def _rounded(name: str, arg: Value) -> Value:
     """Floor, ceiling, absolute value; sympy works out every digit before the decimal point."""
-    if isinstance(arg, Fraction):
-        return Fraction({"floor": math.floor, "ceiling": math.ceil, "abs": abs}[name](arg))
-    if not _is_tame(arg):
+    if not isinstance(arg, Fraction) and not _is_tame(arg):
         raise Undecidable(f"argument of {name}")
     function = {"floor": sympy.floor, "ceiling": sympy.ceiling, "abs": sympy.Abs}[name]
-    return _from_sympy(function(arg))
+    return _from_sympy(function(_to_sympy(arg)))
 
 
 def _is_tame(expr: sympy.Basic) -> bool:
@@ -271,11 +240,9 @@ def _num_terms(expr: sympy.Basic) -> int:
 def _differ_somewhere(first: sympy.Expr, second: sympy.Expr, symbols: list[sympy.Symbol]) -> bool:
     """Whether the values at fixed points differ; False when they agree or cannot be computed."""
     # Odd numbers, since evalf gives large nonsense, not infinity, where a denominator vanishes.
-    points = (
-        {symbol: sympy.Rational(sympy.prime(170 + 7 * i), 811) for i, symbol in enumerate(symbols)},
-        {symbol: sympy.Rational(sympy.prime(90 + 5 * i), 1009) for i, symbol in enumerate(symbols)},
-    )
-    for point in points:
+    for first_prime, step, divisor in ((170, 7, 811), (90, 5, 1009)):
+        primes = (sympy.prime(first_prime + step * i) for i in range(len(symbols)))
+        point = {symbol: sympy.Rational(next(primes), divisor) for symbol in symbols}
         try:
             values = [_parts(expr.evalf(30, subs=point, maxn=200)) for expr in (first, second)]
         except _SYMPY_FAILURES:

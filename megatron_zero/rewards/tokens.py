@@ -15,28 +15,21 @@ _FUNCTION_NAMES = (
     "sinh cosh tanh coth ln log exp"
 )
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-_ALIASES = {
-    "**": "^",
-    ";": ",",
-    "\\times": "*",
-    "\\cdot": "*",
-    "\\ast": "*",
-    "\\div": "/",
-    "\\leq": "\\le",
-    "\\leqslant": "\\le",
-    "<=": "\\le",
-    "\\geq": "\\ge",
-    "\\geqslant": "\\ge",
-    ">=": "\\ge",
-    "\\neq": "\\ne",
-    "!=": "\\ne",
-    "\\lt": "<",
-    "\\gt": ">",
-    "\\lbrace": "\\{",
-    "\\rbrace": "\\}",
-    "\\vert": "|",
-    "\\mid": "|",
+_OTHER_SPELLINGS = {
+    "^": "**",
+    ",": ";",
+    "*": r"\times \cdot \ast",
+    "/": r"\div",
+    "\\le": r"\leq \leqslant <=",
+    "\\ge": r"\geq \geqslant >=",
+    "\\ne": r"\neq !=",
+    "<": r"\lt",
+    ">": r"\gt",
+    "\\{": r"\lbrace",
+    "\\}": r"\rbrace",
+    "|": r"\vert \mid",
 }
+_ALIASES = {other: name for name, others in _OTHER_SPELLINGS.items() for other in others.split()}
 RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in"])
 OPENING = frozenset(["(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\begin"])
 CLOSING = frozenset([")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\end"])
@@ -88,9 +81,8 @@ def tokenize(text: str) -> list[Token]:
             tokens.append(Token("mark", f"\\{content}", spaced))
         elif kind == "mark":
             tokens.append(Token("mark", _ALIASES.get(content, content), spaced))
-        elif kind == "text" and len(content) == 1:
-            tokens.append(Token("letter", content, spaced))
         else:
+            kind = "letter" if kind == "text" and len(content) == 1 else kind
             tokens.append(Token(kind, content, spaced))
     return tokens
 

@@ -20,20 +20,19 @@ to a worker is at most `MAX_ANSWER_CHARS` long.
 import contextlib
 import json
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
-import time
-from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
-from types import TracebackType
 from typing import Optional
 
 import megatron_zero
-from megatron_zero.config import ANSWER_FORMATS
-from megatron_zero.rewards.base import apply_truncation
+from megatron_zero.config import ANSWER_FORMATS, fail
+from megatron_zero.rewards.base import apply_truncation, verdict
 from megatron_zero.rewards.math import find_answer
 from megatron_zero.rewards.normalize import MAX_ANSWER_CHARS
 from megatron_zero.types import Graded
@@ -43,7 +42,7 @@ MAX_START_FAILURES = 3  # in a row
 # The worker's whole environment: nothing of torchrun's, CUDA's or NCCL's.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
 
-_Item = tuple[str, tuple[str, ...]]  # answer, golds
+_Item = tuple[Optional[str], tuple[str, ...]]  # answer, golds
 
 __all__ = ["VerifierPool", "apply_truncation"]
 
@@ -51,8 +50,8 @@ __all__ = ["VerifierPool", "apply_truncation"]
 class VerifierPool:
     """Grades responses in `num_workers` processes; one pool per rank.
 
-    To be used from one thread, which must live as long: workers die with the thread that started
-    them.
+    A thread per worker waits for it. Workers die with the thread that started them: the first ones
+    with the one that makes the pool.
 
     Args:
         answer_format: where answers are found: "boxed" or "answer_tag" (see `rewards.math`).
@@ -72,39 +71,32 @@ class VerifierPool:
         self, answer_format: str, *, num_workers: int, timeout_s: float, memory_limit_mib: int
     ) -> None:
         if answer_format not in ANSWER_FORMATS:
-            raise ValueError(f"answer_format={answer_format!r}: must be one of {ANSWER_FORMATS}")
-        for name, value in (("num_workers", num_workers), ("memory_limit_mib", memory_limit_mib)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
-        if timeout_s <= 0:
-            raise ValueError(f"timeout_s={timeout_s}: must be above 0")
+            fail("answer_format", answer_format, f"must be one of {ANSWER_FORMATS}")
+        sizes = {"num_workers": num_workers, "memory_limit_mib": memory_limit_mib}
+        for name, size in {**sizes, "timeout_s": timeout_s}.items():
+            if size <= 0:
+                fail(name, size, "must be above 0")
         self.answer_format = answer_format
-        self.timeout_s = timeout_s
-        self._command = worker_command(timeout_s, memory_limit_mib)
-        self._selector = selectors.DefaultSelector()
-        self._workers: list[_Worker] = []
-        self._start_failures = 0
+        command = worker_command(timeout_s, memory_limit_mib)
+        self._workers = [_Worker(command, timeout_s) for _ in range(num_workers)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(num_workers)
         self._closed = False
-        for _ in range(num_workers):
-            self._start()
 
     def __enter__(self) -> "VerifierPool":
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[type[BaseException]],
-        error: Optional[BaseException],
-        traceback: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End the workers. They hold nothing, so they are killed."""
-        for worker in list(self._workers):
-            self._discard(worker)
-        self._selector.close()
+        """End the workers, when those that an interrupted call left busy have ended their item."""
         self._closed = True
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
 
     @property
     def worker_pids(self) -> tuple[int, ...]:
@@ -123,135 +115,91 @@ class VerifierPool:
         """
         if self._closed:
             raise ValueError("the verifier pool is closed")
-        results: list[Optional[Graded]] = []
-        waiting: dict[_Item, list[int]] = {}
-        for index, (response, answers) in enumerate(items):
+        found: list[tuple[bool, _Item]] = []
+        for response, answers in items:
             if isinstance(answers, str):
                 raise ValueError(f"answers={answers!r}: must be a sequence of strings")
             formatted, answer = find_answer(response, self.answer_format)
-            golds = tuple(str(gold).strip() for gold in answers)
-            outcome = _trivial_outcome(answer, golds)
-            results.append(_graded(formatted, outcome) if outcome else None)
-            if not outcome:
-                shorter = tuple(gold for gold in golds if len(gold) <= MAX_ANSWER_CHARS)
-                waiting.setdefault((str(answer), shorter), []).append(index)
-        for item, outcome in self._grade_answers(deque(waiting)).items():
-            for index in waiting[item]:
-                results[index] = _graded(True, outcome)
-        return [graded for graded in results if graded is not None]
+            found.append((formatted, (answer, tuple(str(gold).strip() for gold in answers))))
+        outcomes = {item: _trivial_outcome(*item) for _, item in found}
+        waiting = [item for item, outcome in outcomes.items() if not outcome]
+        outcomes |= zip(waiting, self._threads.map(self._outcome, waiting), strict=True)
+        return [verdict(formatted, outcomes[item]) for formatted, item in found]
 
-    def _grade_answers(self, queue: "deque[_Item]") -> dict[_Item, str]:
-        """Keep every worker busy until all items have an outcome."""
-        outcomes: dict[_Item, str] = {}
-        num_items = len(queue)
+    def _outcome(self, item: _Item) -> str:
+        worker = self._idle.get()
         try:
-            while len(outcomes) < num_items:
-                for worker in list(self._workers):
-                    if worker.idle and queue:
-                        self._give(worker, queue)
-                self._wait(outcomes)
+            return worker.outcome(item)
         finally:
-            for worker in list(self._workers):
-                if worker.item is not None:  # interrupted: its answer must not be read as another's
-                    self._replace(worker)
-        return outcomes
-
-    def _give(self, worker: "_Worker", queue: "deque[_Item]") -> None:
-        if worker.process.poll() is not None:  # ended while it had nothing to do
-            self._replace(worker)
-            return
-        worker.item = queue.popleft()
-        worker.deadline = time.monotonic() + self.timeout_s
-        with contextlib.suppress(BrokenPipeError):  # it just ended: seen as the end of its output
-            worker.stdin.write(json.dumps(worker.item).encode() + b"\n")
-            worker.stdin.flush()
-
-    def _wait(self, outcomes: dict[_Item, str]) -> None:
-        """Wait for a reply, a death or a deadline, and deal with it."""
-        deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
-        timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-        for key, _ in self._selector.select(timeout):
-            self._receive(key.data, outcomes)
-        now = time.monotonic()
-        for worker in list(self._workers):
-            if worker.deadline is not None and now >= worker.deadline:
-                self._fail(worker, "timeout", outcomes)
-
-    def _receive(self, worker: "_Worker", outcomes: dict[_Item, str]) -> None:
-        data = os.read(worker.stdout.fileno(), 4096)
-        if not data:
-            out_of_time = worker.process.wait() == -signal.SIGXCPU
-            self._fail(worker, "timeout" if out_of_time else "crash", outcomes)
-            return
-        worker.received += data
-        if not worker.received.endswith(b"\n"):
-            return
-        outcome, _, retire = worker.received.decode().strip().partition(" ")
-        worker.received, worker.deadline = b"", None
-        if worker.item is not None:
-            outcomes[worker.item] = outcome
-        worker.item, worker.ready = None, True
-        self._start_failures = 0
-        if retire:
-            self._replace(worker)
-
-    def _fail(self, worker: "_Worker", outcome: str, outcomes: dict[_Item, str]) -> None:
-        """A worker missed its deadline or died, with an item, without one, or while starting."""
-        if worker.item is not None:
-            outcomes[worker.item] = outcome
-        elif not worker.ready:
-            self._start_failures += 1
-            if self._start_failures >= MAX_START_FAILURES:
-                raise RuntimeError(
-                    f"verifier workers do not start ({outcome}, exit status "
-                    f"{worker.process.poll()}); command: {' '.join(self._command)}"
-                )
-        self._replace(worker)
-
-    def _replace(self, worker: "_Worker") -> None:
-        self._discard(worker)
-        self._start()
-
-    def _start(self) -> None:
-        worker = _Worker(self._command)
-        self._workers.append(worker)
-        self._selector.register(worker.stdout, selectors.EVENT_READ, worker)
-
-    def _discard(self, worker: "_Worker") -> None:
-        self._workers.remove(worker)
-        self._selector.unregister(worker.stdout)
-        worker.kill()
+            self._idle.put(worker)
 
 
 class _Worker:
-    """One process, and the item it has."""
+    """One process at a time, replaced when it fails; for one item at a time."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], timeout_s: float) -> None:
+        self._command, self._timeout_s = command, timeout_s
+        self._start()
+
+    def outcome(self, item: _Item) -> str:
+        """Have one item graded; whatever the process does to it, another one takes the next."""
+        self._make_ready()
+        answer, golds = item
+        line = json.dumps([answer, [gold for gold in golds if len(gold) <= MAX_ANSWER_CHARS]])
+        outcome, reusable = "crash", False
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it just ended: seen as no reply
+                self.process.stdin.write(line.encode() + b"\n")
+            outcome, _, retire = self._reply(self._timeout_s).partition(" ")
+            reusable = outcome in ("correct", "wrong") and not retire
+        finally:
+            if not reusable:
+                self._replace()
+        return outcome
+
+    def _make_ready(self) -> None:
+        for _ in range(MAX_START_FAILURES):
+            if self._ready and self.process.poll() is None:
+                return
+            reply = "crash" if self._ready else self._reply(START_TIMEOUT_S)
+            self._ready = reply == "ready"
+            if not self._ready:
+                status = self.process.poll()
+                self._replace()
+        if not self._ready:
+            why, command = f"{reply}, exit status {status}", " ".join(self._command)
+            raise RuntimeError(f"verifier workers do not start ({why}); command: {command}")
+
+    def _reply(self, timeout_s: float) -> str:
+        """The next line, which is written at once, or why there is none: "timeout" or "crash"."""
+        if not wait([self.process.stdout], timeout_s):
+            return "timeout"
+        line = self.process.stdout.readline().decode().strip()
+        if line:
+            return line
+        return "timeout" if self.process.wait() == -signal.SIGXCPU else "crash"
+
+    def _start(self) -> None:
         # No preexec_fn: without one CPython uses vfork, which copies nothing of the parent.
         self.process = subprocess.Popen(
-            command,
+            self._command,
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(),
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.ready = False
-        self.item: Optional[_Item] = None
-        self.received = b""
-        self.deadline: Optional[float] = time.monotonic() + START_TIMEOUT_S
+        self._ready = False
 
-    @property
-    def idle(self) -> bool:
-        return self.ready and self.item is None
+    def _replace(self) -> None:
+        self.kill()
+        self._start()
 
     def kill(self) -> None:
+        """It holds nothing that would have to be saved."""
         self.process.kill()
-        self.process.wait()
-        self.stdout.close()
-        with contextlib.suppress(BrokenPipeError):  # an unsent item
-            self.stdin.close()
+        with self.process:  # closes its pipes and waits for it
+            pass
 
 
 def worker_command(timeout_s: float, memory_limit_mib: int) -> list[str]:
@@ -276,8 +224,3 @@ def _trivial_outcome(answer: Optional[str], golds: tuple[str, ...]) -> Optional[
     if answer and answer in golds:
         return "correct"
     return "wrong" if not answer or len(answer) > MAX_ANSWER_CHARS else None
-
-
-def _graded(formatted: bool, outcome: str) -> Graded:
-    correct = outcome == "correct"
-    return Graded(reward=float(correct), correct=correct, formatted=formatted, outcome=outcome)

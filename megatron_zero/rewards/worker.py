@@ -34,21 +34,12 @@ def address_space_bytes() -> int:
         return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def limit_memory(limit_mib: int) -> int:
-    """Let the address space grow by `limit_mib`; returns the resulting bound in bytes."""
-    bound = address_space_bytes() + limit_mib * MIB
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+def limit(kind: int, bound: int) -> int:
+    """Bound a resource of this process, its own hard limit permitting; returns what it became."""
+    hard = resource.getrlimit(kind)[1]
     bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    resource.setrlimit(kind, (bound, hard))
     return bound
-
-
-def limit_cpu_time(seconds: float) -> None:
-    """End this process by SIGXCPU when it has computed so much longer (and up to 2 s more)."""
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = math.ceil(time.process_time() + seconds) + 1
-    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -73,11 +64,12 @@ def main(arguments: list[str]) -> None:
     die_with_parent(int(parent_pid))
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed must not look like a reply
-    bound = limit_memory(int(memory_limit_mib))
-    tired = bound - int(memory_limit_mib) * MIB // 2
+    room = int(memory_limit_mib) * MIB
+    tired = limit(resource.RLIMIT_AS, address_space_bytes() + room) - room // 2
     os.write(replies, b"ready\n")
     for line in sys.stdin.buffer:
-        limit_cpu_time(float(timeout_s))
+        # ended by SIGXCPU when it has computed so much longer (and up to 2 s more)
+        limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + float(timeout_s)) + 1)
         outcome = grade_line(line)
         retire = outcome == "crash" or address_space_bytes() > tired
         os.write(replies, f"{outcome}{' retire' if retire else ''}\n".encode())

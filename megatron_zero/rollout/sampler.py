@@ -4,11 +4,12 @@ Which engine draws a response does not matter: its seed is a function of what it
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
 from megatron_zero.rollout.engine import Request, RolloutEngine, SamplingSettings
-from megatron_zero.types import Prompt, Response, RolloutGroup
+from megatron_zero.types import Prompt, RolloutGroup
 
 SeedFunction = Callable[[int, Prompt, int], int]  # place in the batch, prompt, sample -> seed
 
@@ -50,7 +51,7 @@ class Sampler:
         drawn = {
             p: tuple(responses[i * group_size : (i + 1) * group_size]) for i, p in enumerate(own)
         }
-        by_prompt = self._exchange(drawn if self.engine.is_engine_leader else {})
+        by_prompt = merged(drawn if self.engine.is_engine_leader else {}, self.host_group)
         for group in by_prompt.values():
             for response in group:
                 if response.policy_version != policy_version:
@@ -62,10 +63,11 @@ class Sampler:
             RolloutGroup(prompt=prompt, responses=by_prompt[p]) for p, prompt in enumerate(prompts)
         ]
 
-    def _exchange(self, drawn: dict[int, tuple[Response, ...]]) -> dict[int, tuple[Response, ...]]:
-        """Every rank's prompts in one dictionary."""
-        if self.host_group.size() == 1:
-            return drawn
-        parts: list[dict[int, tuple[Response, ...]]] = [{} for _ in range(self.host_group.size())]
-        dist.all_gather_object(parts, drawn, group=self.host_group)
-        return {p: group for part in parts for p, group in part.items()}
+
+def merged(own: dict[int, Any], host_group: dist.ProcessGroup) -> dict[int, Any]:
+    """Every rank's part of what is kept by prompt, in one dictionary on all of them."""
+    parts = [own]
+    if host_group.size() > 1:
+        parts = [{} for _ in range(host_group.size())]
+        dist.all_gather_object(parts, own, group=host_group)
+    return {p: value for part in parts for p, value in part.items()}

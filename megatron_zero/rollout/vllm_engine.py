@@ -120,13 +120,11 @@ class VllmEngine:
 
     def _response(self, output: Any) -> Response:
         token_ids = tuple(output.token_ids)
-        logprobs = (
-            row[token].logprob for row, token in zip(output.logprobs, token_ids, strict=True)
-        )
+        drawn = zip(output.logprobs, token_ids, strict=True)
         assert self.weights_version is not None
         return Response(
             token_ids=token_ids,
-            rollout_logprobs=tuple(logprobs),
+            rollout_logprobs=tuple(row[token].logprob for row, token in drawn),
             text=output.text,
             truncated=output.finish_reason == "length",
             policy_version=self.weights_version,

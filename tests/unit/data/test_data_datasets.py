@@ -255,7 +255,8 @@ HUB_ROWS = {  # one row with the columns that the hub's set has
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_hub_columns_of_known_names(monkeypatch, name):
     def load_dataset(hub_id, config, *, split):
-        assert (hub_id, config) == (KNOWN[name].hub_id, KNOWN[name].hub_config or None)
+        hub_config, _, expected = KNOWN[name].hub.rpartition("@")
+        assert (hub_id, config) == (expected, hub_config or None)
         assert split == KNOWN[name].split
         return hf_datasets.Dataset.from_list([HUB_ROWS[name]])
 

@@ -42,7 +42,7 @@ def test_questions_with_braces_and_percent_are_not_interpreted():
 
 
 def test_names_are_those_of_the_config():
-    assert list(templates._PARTS) == list(templates._STOP_STRINGS) == TEMPLATES
+    assert list(templates._PARTS) == TEMPLATES
 
 
 def test_only_r1_has_a_stop_string():

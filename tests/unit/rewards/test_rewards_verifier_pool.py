@@ -175,7 +175,7 @@ def test_an_interrupted_call_leaves_no_stale_verdict(make_pool, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool, "_wait", interrupt)
+        patch.setattr(verifier_pool._Worker, "_reply", interrupt)
         with pytest.raises(KeyboardInterrupt):
             pool.grade([(r"\boxed{7}", ("8",))])
     assert outcomes(pool, [BAD, GOOD]) == ["wrong", "correct"]
