@@ -13,8 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _PACKAGES = {  # name in the file -> distributions that provide it
     "torch": ("torch",),
     "megatron-core": ("megatron-core",),
@@ -23,6 +21,7 @@ _PACKAGES = {  # name in the file -> distributions that provide it
     "transformer-engine": ("transformer-engine", "transformer_engine"),
     "apex": ("apex",),
     "flash-attn": ("flash-attn",),
+    "nemo-run": ("nemo-run",),
     "numpy": ("numpy",),
     "megatron-zero": ("megatron-zero",),
 }
@@ -39,7 +38,7 @@ def collect_environment(
         repository: folder whose git commit is recorded; None: this package's.
     """
     return {
-        "versions": _versions(),
+        "versions": package_versions() | _cuda_versions(),
         "commit": git_commit(repository or Path(__file__).parent),
         "hardware": _hardware(),
         "world_size": world_size,
@@ -66,7 +65,7 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
     """Versions of what is installed, without importing it; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name, distributions in _PACKAGES.items():
@@ -78,18 +77,20 @@ def _versions() -> dict[str, str | None]:
                 continue
             versions[name] = found if distribution == name else f"{found} ({distribution})"
             break
-    versions["cuda"] = torch.version.cuda
-    versions["nccl"] = _nccl_version()
     return versions
 
 
-def _nccl_version() -> str | None:
-    if not torch.cuda.is_available():
-        return None
-    return ".".join(str(part) for part in torch.cuda.nccl.version())
+def _cuda_versions() -> dict[str, str | None]:
+    import torch
+
+    has_nccl = torch.cuda.is_available()
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None
+    return {"cuda": torch.version.cuda, "nccl": nccl}
 
 
 def _hardware() -> dict[str, Any]:
+    import torch
+
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "host": platform.node(),
