@@ -27,6 +27,7 @@ CORE = [
     "numpy>=2.0",  # packing, statistics of an analysis
     "pyarrow>=18",  # prompts and documents in parquet files
     "zstandard>=0.23",  # rollouts in a run directory
+    "packaging>=24",  # doctor compares versions
     "sympy>=1.13.3",  # whether two answers are the same expression
 ]
 

@@ -5,7 +5,8 @@ without importing torch: the settings, the layout against the model's sizes and 
 processes, and a run directory that would be written over. Then this process becomes torchrun, on
 the resolved `config.yaml` of the run directory, which is the run's exact and repeatable command.
 
-Under torchrun already (a launcher script, Slurm), the command runs in this process.
+Under torchrun already (a launcher script, Slurm), the command runs in this process, as `doctor`
+always does.
 """
 
 import difflib
@@ -28,6 +29,8 @@ from megatron_zero.launch_args import (
 from megatron_zero.layout import check_layout
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 
+VERBS = {**COMMANDS, "doctor": "what is installed, what would run underneath, and what is wrong"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. 2: the command line is not valid."""
@@ -40,10 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     with user_errors():
-        if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, n=1)
+        if command not in VERBS:
+            near = difflib.get_close_matches(command, VERBS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"{command}: no such command; {hint}commands: {', '.join(COMMANDS)}")
+            raise ValueError(f"{command}: no such command; {hint}commands: {', '.join(VERBS)}")
+        if command == "doctor":
+            return importlib.import_module("megatron_zero.doctor").main(rest)
         if not is_launched():
             _launch(command, parse_args(command, rest, launcher=True))
             return 0
@@ -53,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def help_text() -> str:
     """What `megatron-zero --help` prints."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    width = max(map(len, VERBS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
     return (
         "usage: megatron-zero <command> <recipe|file.yaml> [key=value ...] [options]\n\n"
         "R1-Zero-like reinforcement learning with Dr. GRPO on Megatron-Core and vLLM.\n\n"

