@@ -8,7 +8,6 @@ only before the directory gets its name.
 
 import fcntl
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,38 +21,28 @@ from tqdm import tqdm
 T = TypeVar("T")
 _JOURNAL = "journal.jsonl"
 _BLOCK = 16 * 2**20
-_BUFFER = 2**20
+_PART = 2**20
 
 
 class OutputFile:
-    """A file in the making that knows its length and digest; what `torch.save` writes to.
-
-    Everything goes through a buffer that begins at a page's border, in memory as in the file: the
-    system copies memory that lies differently to the border several times slower.
-    """
+    """A file in the making that knows its length and digest."""
 
     def __init__(self, path: Path, bar: "tqdm[Any]") -> None:
         self.path, self.size, self.hash = path, 0, xxhash.xxh3_128()
         self._file, self._bar = path.open("wb", buffering=0), bar
-        self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
 
     def write(self, data: "bytes | memoryview") -> None:
+        """Append. In parts that stay in the processor's cache from the digest to the copy."""
         rest = memoryview(data)
-        while rest:
-            at = self.size % _BUFFER
-            part = rest[: _BUFFER - at]
-            self._buffer[at : at + len(part)] = part
-            self.size += len(part)
-            rest = rest[len(part) :]
-            if self.size % _BUFFER == 0:
-                self._flush(_BUFFER)
-
-    def flush(self) -> None:
-        """For `torch.save`, after each tensor: too early."""
-
-    def finish(self) -> None:
-        """Write what the buffer still holds; nothing may follow."""
-        self._flush(self.size % _BUFFER)
+        try:
+            while rest:
+                part = rest[: self._file.write(rest[:_PART])]
+                self.hash.update(part)
+                self._bar.update(len(part))
+                self.size += len(part)
+                rest = rest[len(part) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -61,16 +50,6 @@ class OutputFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def _flush(self, count: int) -> None:
-        rest = self._buffer[:count]
-        self.hash.update(rest)
-        self._bar.update(count)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 class OutputDirectory:
@@ -141,7 +120,6 @@ class OutputDirectory:
 
     def close(self, file: OutputFile, note: Any) -> None:
         """Record a file as finished, with a note for whoever continues; it is synced meanwhile."""
-        file.finish()
         self._syncing.append(self._pool.submit(file.sync))
         digest = file.hash.hexdigest()
         self._write_record(
