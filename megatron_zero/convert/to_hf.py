@@ -59,7 +59,7 @@ class MegatronTensors:
     def read(self, hf_name: str) -> list[torch.Tensor]:
         """One HF tensor in pieces, one after the other along dim 0."""
         name = self._origin[hf_name]
-        pieces = self.mapping.to_hf_rows(name, self._reader.read(self._places[name]))[hf_name]
+        pieces = self.mapping.to_hf_rows(name, self._reader.pieces(self._places[name]))[hf_name]
         return [piece.to(self.dtype(hf_name)).contiguous() for piece in pieces]
 
 
