@@ -80,6 +80,7 @@ def child(name: str, source: str, out: str) -> None:
     from megatron_zero import convert
 
     to_megatron, to_hf = convert.hf_to_megatron, convert.megatron_to_hf
+    phases = time_phases()
     imported, cpu = time.monotonic(), time.process_time()
     if name == "hf_to_megatron":
         to_megatron(source, out, progress=False)
@@ -91,7 +92,35 @@ def child(name: str, source: str, out: str) -> None:
     # Not `ru_maxrss`, which begins with what the parent had.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     used = {"peak": int(status["VmHWM"].split()[0]) * 1024, "cpu_s": time.process_time() - cpu}
-    print(json.dumps({"seconds": end - imported, "import_s": imported - began, **used}))
+    used["load"] = os.getloadavg()[0]
+    print(json.dumps({"seconds": end - imported, "import_s": imported - began, **used, **phases}))
+
+
+def time_phases() -> dict[str, float]:
+    """Seconds of wall clock and of its thread in each phase, filled while a conversion runs."""
+    from megatron_zero.convert import mapping, streaming, to_hf
+
+    phases: dict[str, float] = {}
+
+    def timed(owner: Any, function: str, phase: str) -> None:
+        real = getattr(owner, function)
+
+        def wrapper(*args: Any) -> Any:
+            wall, cpu = time.monotonic(), time.thread_time()
+            try:
+                return real(*args)
+            finally:
+                used = {"s": time.monotonic() - wall, "cpu_s": time.thread_time() - cpu}
+                for unit, value in used.items():
+                    phases[f"{phase}_{unit}"] = phases.get(f"{phase}_{unit}", 0.0) + value
+
+        setattr(owner, function, wrapper)
+
+    timed(mapping.Mapping, "to_megatron_rows", "read")  # in a thread beside
+    timed(to_hf.MegatronTensors, "read", "read")
+    timed(streaming.OutputFile, "write", "write")  # with the digest, and the pages' first use
+    timed(streaming.OutputFile, "sync", "sync")  # in a thread beside
+    return phases
 
 
 def run(name: str, source: Path, out: Path) -> dict[str, float]:
@@ -167,6 +196,7 @@ def main() -> None:
             "throughput_of_copy": round(best["copy"] / best[key], 3),
             "throughput_of_copy_unsynced": round(best["copy_unsynced"] / best[key], 3),
             "cpu_s": round(min(block["cpu_s"] for block in blocks[key]), 2),
+            "copy_cpu_s": round(min(block["cpu_s"] for block in blocks["copy"]), 2),
             "peak_mb": round(peaks[key] / 1e6),
         }
         for key in NAMES[2:]

@@ -7,7 +7,9 @@ A key's tensor is cut into chunks; who loads reads the chunks that overlap with 
 the grid in which a checkpoint was written does not bind its readers.
 """
 
+import functools
 import json
+import math
 import pickle
 import re
 from collections import defaultdict
@@ -29,9 +31,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.utils import _create_file_view
+from torch.serialization import skip_data
 
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.sources import read_into
+from megatron_zero.convert.sources import mapped, raw_bytes
 
 FORMAT_NAME, METADATA_NAME, COMMON_NAME = "metadata.json", ".metadata", "common.pt"
 _NOTHING_NAME = "extra_state.distcp"
@@ -118,52 +121,72 @@ class CheckpointReader:
         return self._entry(key).properties.dtype
 
     def read(self, place: Place) -> torch.Tensor:
-        """A parameter, whole.
+        """A parameter, whole; see `pieces`."""
+        return torch.cat(self.pieces(place))
+
+    def pieces(self, place: Place) -> list[torch.Tensor]:
+        """A parameter in pieces, one after the other along dim 0, mapped where chunks allow it.
 
         Raises:
             ValueError: the stored chunks do not cover it, or a file is damaged.
         """
         depth = len(place.index)
-        out = torch.empty(self.shape(place.key)[depth:], dtype=self.dtype(place.key))
-        covered = 0
-        for chunk in self._chunks[place.key]:
-            index = [i - o for i, o in zip(place.index, chunk.offsets, strict=False)]
-            if any(not 0 <= i < n for i, n in zip(index, chunk.sizes, strict=False)):
-                continue
-            offsets, sizes = chunk.offsets[depth:], chunk.sizes[depth:]
-            target = out[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
-            piece = target if target.is_contiguous() else torch.empty(sizes, dtype=out.dtype)
-            self._read_chunk(chunk, index, piece)
-            if piece is not target:
-                target.copy_(piece)
-            covered += piece.numel()
-        if covered != out.numel():
+        shape = self.shape(place.key)[depth:]
+        bands: list[tuple[int, list[Chunk]]] = []  # last row; chunks that share rows
+        for chunk in sorted(self._chunks[place.key], key=lambda chunk: chunk.offsets[depth]):
+            index = zip(place.index, chunk.offsets, chunk.sizes, strict=False)
+            if all(o <= i < o + n for i, o, n in index):
+                first, rows = chunk.offsets[depth], chunk.sizes[depth]
+                if bands and first < bands[-1][0]:
+                    end, chunks = bands.pop()
+                    bands.append((max(end, first + rows), [*chunks, chunk]))
+                else:
+                    bands.append((first + rows, [chunk]))
+        pieces = [self._join(chunks, place, shape[1:]) for _, chunks in bands]
+        covered = sum(math.prod(c.sizes[depth:]) for _, chunks in bands for c in chunks)
+        if covered != math.prod(shape) or sum(map(len, pieces)) != shape[0]:
             raise ValueError(f"{self.directory} holds {place.key} {list(place.index)} in part only")
-        return out
+        return pieces
 
     def _entry(self, key: str) -> TensorStorageMetadata:
         if key not in self._entries:
             raise ValueError(f"{self.directory} lacks {key}")
         return self._entries[key]
 
-    def _read_chunk(self, chunk: Chunk, index: list[int], piece: torch.Tensor) -> None:
-        """Fill `piece` with `chunk[index]`, whose bytes lie together."""
-        path = self.directory / chunk.file
+    def _join(self, chunks: list[Chunk], place: Place, rest: tuple[int, ...]) -> torch.Tensor:
+        """The rows that chunks hold together, of `rest` each."""
+        depth = len(place.index)
+        tensors = [self._map_chunk(chunk, place) for chunk in chunks]
+        if len(chunks) == 1 and tensors[0].shape[1:] == rest:
+            return tensors[0]
+        first = min(chunk.offsets[depth] for chunk in chunks)
+        last = max(chunk.offsets[depth] + chunk.sizes[depth] for chunk in chunks)
+        joined = torch.empty((last - first, *rest), dtype=tensors[0].dtype)
+        for chunk, tensor in zip(chunks, tensors, strict=True):
+            start, *others = chunk.offsets[depth:]
+            places = zip((start - first, *others), tensor.shape, strict=True)
+            joined[tuple(slice(o, o + n) for o, n in places)] = tensor
+        return joined
+
+    def _map_chunk(self, chunk: Chunk, place: Place) -> torch.Tensor:
+        """`chunk[place.index]`, counted from the start of the tensor; its bytes lie together."""
+        path, dtype = self.directory / chunk.file, self.dtype(place.key)
         try:  # on the device "meta" torch reads type, shape and place, but no data
             with path.open("rb") as file:
                 view = _create_file_view(file, chunk.start, chunk.length)
                 stored = torch.load(view, map_location="meta", weights_only=True)
             begin: int = stored.untyped_storage()._checkpoint_offset
-            fits = (tuple(stored.shape), stored.dtype) == (chunk.sizes, piece.dtype)
+            fits = (tuple(stored.shape), stored.dtype) == (chunk.sizes, dtype)
         except (RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError):
             fits = False
         if not fits or not stored.is_contiguous() or stored.storage_offset():
-            what = f"{piece.dtype} tensor of {list(chunk.sizes)}"
+            what = f"{dtype} tensor of {list(chunk.sizes)}"
             raise ValueError(f"{path} is damaged: no {what} at byte {chunk.start}")
-        first = 0
-        for i, n in zip(index, chunk.sizes, strict=False):
-            first = first * n + i
-        read_into(piece, path, chunk.start + begin + first * piece.nbytes)
+        number, sizes = 0, chunk.sizes[len(place.index) :]
+        for i, o, n in zip(place.index, chunk.offsets, chunk.sizes, strict=False):
+            number = number * n + i - o
+        skipped = number * math.prod(sizes) * dtype.itemsize
+        return mapped(path, chunk.start + begin + skipped, sizes, dtype)
 
     def _check_files(self) -> None:
         """Compare the size of every file with what it is said to hold."""
@@ -210,17 +233,43 @@ def check_left_over(used: Iterable[str], reader: CheckpointReader) -> None:
         raise ValueError(f"{reader.directory} has {', '.join(left[:5])}: no rule maps it")
 
 
-def save_chunk(tensor: torch.Tensor, file: Any) -> tuple[int, int]:
-    """Append a chunk; its start and length in bytes. The tensor's memory must be its own."""
-    start = file.size
+class _Wrapping:
+    """What `torch.save` writes before and after a tensor's data, which it is told to skip."""
+
+    def __init__(self) -> None:
+        self.parts = [b""]
+
+    def write(self, data: memoryview) -> int:
+        self.parts[-1] += data
+        return len(data)
+
+    def seek(self, offset: int, whence: int) -> None:
+        self.parts.append(b"")
+
+    def flush(self) -> None:
+        pass
+
+
+@functools.cache
+def _wrapping(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[bytes, bytes]:
+    wrapping = _Wrapping()
     # The checksum takes longer than everything else together, and no reader looks at it.
-    with torch.utils.serialization.config.patch("save.compute_crc32", False):
-        try:
-            torch.save(tensor, file)
-        except RuntimeError as error:  # raised while another one passed through torch
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+    with torch.utils.serialization.config.patch("save.compute_crc32", False), skip_data():
+        torch.save(torch.empty(sizes, dtype=dtype), wrapping)  # memory that is never touched
+    before, after = wrapping.parts
+    return before, after
+
+
+def save_chunk(
+    sizes: tuple[int, ...], dtype: torch.dtype, pieces: Iterable[torch.Tensor], file: Any
+) -> tuple[int, int]:
+    """Append a chunk, its pieces along dim 0 one after the other; its start and length in bytes."""
+    start = file.size
+    before, after = _wrapping(sizes, dtype)
+    file.write(before)
+    for piece in pieces:
+        file.write(raw_bytes(piece.contiguous()))
+    file.write(after)
     return start, file.size - start
 
 

@@ -59,11 +59,11 @@ def chosen_dtype(stored: torch.dtype, choice: str, stays_float32: bool) -> torch
 
 
 def open_source(directory: Path, config: dict[str, Any], dtype: str) -> TensorSource:
-    """The tensors of a directory; weights in 8-bit blocks become `dtype`, bf16 for keep."""
+    """The tensors of a directory, mapped; those in 8-bit blocks become `dtype`, bf16 for keep."""
     quantization = config.get("quantization_config")
     if not is_fp8_blocks(quantization):
-        return SafetensorsSource(directory)
-    stored = SafetensorsSource(directory, fp8=True)
+        return SafetensorsSource(directory, mapped=True)
+    stored = SafetensorsSource(directory, fp8=True, mapped=True)
     return DequantizedSource(stored, quantization, DTYPES.get(dtype, torch.bfloat16))
 
 

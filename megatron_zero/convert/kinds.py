@@ -5,6 +5,7 @@ or layers: the full tensor's shape, one rank's shard read from a source (only th
 it needs), the full tensor from all shards, and the HF tensors from the full tensor.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Protocol
@@ -71,6 +72,10 @@ class Kind(Protocol):
         """The HF tensors of a full Megatron tensor."""
         ...
 
+    def rows(self, hf_shapes: Sequence[Shape], dims: Dims) -> list[list[tuple[int, int]]]:
+        """The same as ranges: for each HF tensor the rows of the full one that make it."""
+        ...
+
 
 class CopyKind:
     """The same tensor on both sides, split along any dim or replicated."""
@@ -91,6 +96,9 @@ class CopyKind:
 
     def to_hf(self, full: torch.Tensor, dims: Dims) -> Sequence[torch.Tensor]:
         return (full,)
+
+    def rows(self, hf_shapes: Sequence[Shape], dims: Dims) -> list[list[tuple[int, int]]]:
+        return _interleaved(hf_shapes, 1)
 
 
 class QkvKind(CopyKind):
@@ -123,6 +131,9 @@ class QkvKind(CopyKind):
 
     def to_hf(self, full: torch.Tensor, dims: Dims) -> Sequence[torch.Tensor]:
         return unpack_qkv(full, dims["num_attention_heads"], dims["num_key_value_heads"])
+
+    def rows(self, hf_shapes: Sequence[Shape], dims: Dims) -> list[list[tuple[int, int]]]:
+        return _interleaved(hf_shapes, dims["num_key_value_heads"])
 
 
 class GateUpKind(CopyKind):
@@ -161,6 +172,13 @@ class VocabKind(CopyKind):
 
     def to_hf(self, full: torch.Tensor, dims: Dims) -> Sequence[torch.Tensor]:
         return (remove_vocab_padding(full, dims["vocab_size"]),)
+
+
+def _interleaved(hf_shapes: Sequence[Shape], groups: int) -> list[list[tuple[int, int]]]:
+    """The ranges where every group has its part of each tensor, one after the other."""
+    ends = list(itertools.accumulate(shape[0] // groups for shape in hf_shapes))
+    bounds = list(zip([0, *ends], ends, strict=False))
+    return [[(g * ends[-1] + a, g * ends[-1] + b) for g in range(groups)] for a, b in bounds]
 
 
 KINDS: dict[str, Kind] = {

@@ -19,7 +19,7 @@ import torch
 from megatron_zero.convert.hf_config import HfConfig, rope_settings
 from megatron_zero.convert.kinds import KINDS, Kind, Shape, Split
 from megatron_zero.convert.rules import INDEX, Family, Rule
-from megatron_zero.convert.sources import TensorSource
+from megatron_zero.convert.sources import TensorSource, take_rows
 
 EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
 
@@ -272,6 +272,41 @@ class Mapping:
         named = dict(zip(parameter.hf_names, tensors, strict=True))
         copies = [(c, named[name]) for name in named for c in self._copies.get(name, ())]
         return [*named.items(), *copies]
+
+    def to_megatron_rows(self, megatron_name: str, source: TensorSource) -> list[torch.Tensor]:
+        """The full parameter in pieces, one after the other along dim 0: views of what was read.
+
+        For who writes it piece by piece: it is never put together.
+
+        Raises:
+            ValueError: if the name is unknown, or an HF tensor is missing or has a wrong shape.
+        """
+        parameter = self._parameter(megatron_name)
+        runs: list[tuple[int, torch.Tensor]] = []
+        all_rows = parameter.kind.rows(parameter.hf_shapes, self.dims)
+        for name, shape, rows in zip(
+            parameter.hf_names, parameter.hf_shapes, all_rows, strict=True
+        ):
+            _check_shape(f"HF tensor {name}", source.shape(name), shape)
+            pieces = source.read(name).split([end - start for start, end in rows])
+            runs += ((start, piece) for (start, _), piece in zip(rows, pieces, strict=True))
+        pieces = [piece for _, piece in sorted(runs, key=lambda run: run[0])]
+        missing = parameter.full_shape[0] - sum(map(len, pieces))  # the vocabulary's padding
+        padding = pieces[0].new_zeros(missing, *parameter.full_shape[1:])
+        return [*pieces, padding] if missing else pieces
+
+    def to_hf_rows(
+        self, megatron_name: str, pieces: Sequence[torch.Tensor]
+    ) -> dict[str, list[torch.Tensor]]:
+        """`to_hf` of a parameter in pieces: HF tensors in pieces, all along dim 0."""
+        parameter = self._parameter(megatron_name)
+        all_rows = parameter.kind.rows(parameter.hf_shapes, self.dims)
+        named = {
+            name: [piece for start, end in rows for piece in take_rows(pieces, start, end)]
+            for name, rows in zip(parameter.hf_names, all_rows, strict=True)
+        }
+        copies = {c: named[name] for name in named for c in self._copies.get(name, ())}
+        return named | copies if parameter.exported else {}
 
     def _expand(self) -> Iterator[tuple[Rule, dict[str, int]]]:
         """Each rule at each index; neighbouring rules of a layer stay together."""

@@ -1,7 +1,7 @@
 """HF checkpoints on disk: reading slices of safetensors files, and writing them in a stream.
 
-Reading takes plain reads of the slice asked for into memory of its own: mapped pages would count
-as this process's memory and stay until the file is closed. Writing holds one file's tensors at a
+Reading takes plain reads of the slice asked for into memory of its own, or on request the pages of
+the file themselves, tensor by tensor. Writing holds one file's tensors at a
 time and gives the directory its name when everything is in it: a directory that exists is whole.
 """
 
@@ -17,7 +17,7 @@ from typing import BinaryIO, Optional
 import torch
 from safetensors.torch import save_file
 
-from megatron_zero.convert.sources import read_into
+from megatron_zero.convert.sources import mapped, read_into
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -70,7 +70,8 @@ class SafetensorsSource:
     """The tensors of an HF directory: `model.safetensors`, or shards listed by an index file.
 
     A shard is opened when a tensor of it is asked for, so a pipeline stage opens only its own.
-    With `fp8` tensors may be stored in 8 bits; their scales are tensors of their own.
+    With `fp8` tensors may be stored in 8 bits; their scales are tensors of their own. With `mapped`
+    whole tensors are what `sources.mapped` gives: for who drops them soon.
 
     Raises:
         ValueError: at construction if there is neither file, the index is malformed or a shard is
@@ -78,8 +79,8 @@ class SafetensorsSource:
             index says.
     """
 
-    def __init__(self, directory: "str | Path", *, fp8: bool = False) -> None:
-        self._directory = Path(directory)
+    def __init__(self, directory: "str | Path", *, fp8: bool = False, mapped: bool = False) -> None:
+        self._directory, self._mapped = Path(directory), mapped
         self._dtypes = DTYPES | ({"F8_E4M3": torch.float8_e4m3fn} if fp8 else {})
         self._files: dict[str, _File] = {}
         if (self._directory / SINGLE_NAME).is_file():
@@ -117,6 +118,8 @@ class SafetensorsSource:
     ) -> torch.Tensor:
         dtype, stored = self.dtype(name), self._stored(name)  # refuses what is no plain float
         shape, offset = list(stored.shape), stored.offset
+        if dim is None and self._mapped:
+            return mapped(self._file(name).path, offset, shape, dtype)
         if dim == 0:
             first, last, _ = slice(start, end).indices(shape[0])
             offset += first * math.prod(shape[1:]) * dtype.itemsize

@@ -4,7 +4,10 @@
 over files must not read the rest.
 """
 
-from collections.abc import Mapping
+import math
+import mmap
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional, Protocol
 
@@ -67,6 +70,40 @@ def read_into(tensor: torch.Tensor, path: Path, offset: int) -> None:
             if not count:
                 raise ValueError(f"{path} is damaged or not complete: it ends too early")
             rest = rest[count:]
+
+
+def mapped(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that lies in a file from `offset` on: pages of the file, read when they are used.
+
+    It counts as this process's memory until it is dropped; what is written to it stays here. The
+    file must not shrink meanwhile.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    count = math.prod(shape)
+    if not count:
+        return torch.empty(tuple(shape), dtype=dtype)
+    first = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length = offset - first + count * dtype.itemsize
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), first, length, os.POSIX_FADV_WILLNEED)
+        try:
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged or not complete: it ends too early") from error
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset - first).view(*shape)
+
+
+def take_rows(pieces: Sequence[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:
+    """Rows start to end (excluded) of tensors that follow one another along dim 0: views."""
+    taken, at = [], 0
+    for piece in pieces:
+        first, last = max(start - at, 0), min(end - at, len(piece))
+        if first < last:
+            taken.append(piece[first:last])
+        at += len(piece)
+    return taken
 
 
 class DictSource:

@@ -8,10 +8,9 @@ only before the directory gets its name.
 
 import fcntl
 import json
-import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional, TypeVar
@@ -22,38 +21,36 @@ from tqdm import tqdm
 T = TypeVar("T")
 _JOURNAL = "journal.jsonl"
 _BLOCK = 16 * 2**20
-_BUFFER = 2**20
+_PART = 2**20
+_SYNC = 128 * 2**20
 
 
 class OutputFile:
-    """A file in the making that knows its length and digest; what `torch.save` writes to.
+    """A file in the making that knows its length and digest."""
 
-    Everything goes through a buffer that begins at a page's border, in memory as in the file: the
-    system copies memory that lies differently to the border several times slower.
-    """
-
-    def __init__(self, path: Path, bar: "tqdm[Any]") -> None:
+    def __init__(
+        self, path: Path, bar: "tqdm[Any]", later: Callable[[Callable[[], None]], None]
+    ) -> None:
         self.path, self.size, self.hash = path, 0, xxhash.xxh3_128()
         self._file, self._bar = path.open("wb", buffering=0), bar
-        self._buffer = memoryview(mmap.mmap(-1, _BUFFER))
+        self._later, self._unsynced = later, 0
 
     def write(self, data: "bytes | memoryview") -> None:
+        """Append. In parts that stay in the processor's cache from the digest to the copy."""
         rest = memoryview(data)
-        while rest:
-            at = self.size % _BUFFER
-            part = rest[: _BUFFER - at]
-            self._buffer[at : at + len(part)] = part
-            self.size += len(part)
-            rest = rest[len(part) :]
-            if self.size % _BUFFER == 0:
-                self._flush(_BUFFER)
-
-    def flush(self) -> None:
-        """For `torch.save`, after each tensor: too early."""
-
-    def finish(self) -> None:
-        """Write what the buffer still holds; nothing may follow."""
-        self._flush(self.size % _BUFFER)
+        try:
+            while rest:
+                part = rest[: self._file.write(rest[:_PART])]
+                self.hash.update(part)
+                self._bar.update(len(part))
+                self.size += len(part)
+                self._unsynced += len(part)
+                if self._unsynced >= _SYNC:  # else the disk would idle until the file is whole
+                    self._unsynced = 0
+                    self._later(lambda: os.fdatasync(self._file.fileno()))
+                rest = rest[len(part) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
@@ -61,16 +58,6 @@ class OutputFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def _flush(self, count: int) -> None:
-        rest = self._buffer[:count]
-        self.hash.update(rest)
-        self._bar.update(count)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 class OutputDirectory:
@@ -136,13 +123,12 @@ class OutputDirectory:
 
     def create(self, name: str) -> OutputFile:
         """A new file; hand it to `close` when all is written."""
-        self._open = OutputFile(self.partial / name, self._bar)
+        self._open = OutputFile(self.partial / name, self._bar, self._later)
         return self._open
 
     def close(self, file: OutputFile, note: Any) -> None:
         """Record a file as finished, with a note for whoever continues; it is synced meanwhile."""
-        file.finish()
-        self._syncing.append(self._pool.submit(file.sync))
+        self._later(file.sync)
         digest = file.hash.hexdigest()
         self._write_record(
             {"file": file.path.name, "size": file.size, "digest": digest, "note": note}
@@ -157,6 +143,10 @@ class OutputDirectory:
             _sync(path)
         os.rename(self.partial, self.final)
         _sync(self.final.parent)
+
+    def _later(self, action: Callable[[], None]) -> None:
+        """Do it in a thread beside, in order; `finish` raises what it raises."""
+        self._syncing.append(self._pool.submit(action))
 
     def _continued(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Records of an earlier attempt, by file; the journal is locked and made whole."""

@@ -22,7 +22,6 @@ from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
 
 DEFAULT_SHARD_SIZE = "5GB"
-_WAITING_BYTES = 256 * 2**20  # of tensors that come before their turn
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -48,7 +47,6 @@ class MegatronTensors:
         check_left_over((place.key for place in self._places.values()), self._reader)
         self._origin = {hf: name for name in names for hf in self.mapping.hf_targets(name)}
         self._dtype = dtype
-        self._waiting: dict[str, torch.Tensor] = {}
 
     def dtype(self, hf_name: str) -> torch.dtype:
         name = self._origin[hf_name]
@@ -58,20 +56,11 @@ class MegatronTensors:
     def nbytes(self, hf_name: str) -> int:
         return math.prod(self.mapping.hf_shape(hf_name)) * self.dtype(hf_name).itemsize
 
-    def convert(self, megatron_name: str) -> list[tuple[str, torch.Tensor]]:
-        """The HF tensors of one parameter."""
-        full = self._reader.read(self._places[megatron_name])
-        tensors = self.mapping.to_hf(megatron_name, full)
-        return [(name, tensor.to(self.dtype(name)).contiguous()) for name, tensor in tensors]
-
-    def read(self, hf_name: str) -> torch.Tensor:
-        """One HF tensor; others of the same parameter are kept until their turn comes."""
-        if hf_name not in self._waiting:
-            self._waiting |= self.convert(self._origin[hf_name])
-        tensor = self._waiting.pop(hf_name)
-        while sum(waiting.nbytes for waiting in self._waiting.values()) > _WAITING_BYTES:
-            self._waiting.pop(next(iter(self._waiting)))  # the oldest; to be read again
-        return tensor
+    def read(self, hf_name: str) -> list[torch.Tensor]:
+        """One HF tensor in pieces, one after the other along dim 0."""
+        name = self._origin[hf_name]
+        pieces = self.mapping.to_hf_rows(name, self._reader.pieces(self._places[name]))[hf_name]
+        return [piece.to(self.dtype(hf_name)).contiguous() for piece in pieces]
 
 
 def megatron_to_hf(
@@ -188,6 +177,7 @@ def _write(
 ) -> None:
     file = output.create(file_name)
     file.write(header_bytes([(n, tensors.dtype(n), tensors.mapping.hf_shape(n)) for n in names]))
-    for tensor in prefetched(map(tensors.read, names)):
-        file.write(raw_bytes(tensor))
+    for pieces in prefetched(map(tensors.read, names)):
+        for piece in pieces:
+            file.write(raw_bytes(piece))
     output.close(file, True)

@@ -22,7 +22,7 @@ from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metad
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import CheckpointEntry, Mapping
 from megatron_zero.convert.safetensors_io import SafetensorsSource
-from megatron_zero.convert.sources import TensorSource, raw_bytes
+from megatron_zero.convert.sources import TensorSource, take_rows
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
 
@@ -202,20 +202,18 @@ def _write(
 ) -> list[tuple[int, int]]:
     """Write one file; start and length of every chunk in it."""
     tensors = (
-        mapping.to_megatron_shard(parameter.name, source, 0, 1).to(parameter.dtype)
+        [rows.to(parameter.dtype) for rows in mapping.to_megatron_rows(parameter.name, source)]
         for parameter in parameters
     )
     file = output.create(file_name)
     places = []
-    for parameter, full in zip(parameters, prefetched(tensors), strict=True):
+    for parameter, pieces in zip(parameters, prefetched(tensors), strict=True):
         for offsets, sizes in parameter.blocks:
-            block = full[tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))]
-            block = block.contiguous()
-            # `torch.save` writes all of a tensor's memory: it is given one without the rest.
-            alone = torch.frombuffer(raw_bytes(block), dtype=block.dtype).view(block.shape)
-            places.append(
-                save_chunk(alone if parameter.entry.expert is None else alone[None], file)
-            )
+            rows = take_rows(pieces, offsets[0], offsets[0] + sizes[0])
+            cut = tuple(slice(o, o + n) for o, n in zip(offsets[1:], sizes[1:], strict=True))
+            stored = sizes if parameter.entry.expert is None else (1, *sizes)
+            block = (piece[:, *cut] for piece in rows)
+            places.append(save_chunk(stored, parameter.dtype, block, file))
     output.close(file, places)
     return places
 

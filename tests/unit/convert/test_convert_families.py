@@ -68,6 +68,21 @@ def test_there_and_back_is_bitwise(name: str, tp_size: int) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_pieces_together_are_the_parameter(name: str) -> None:
+    mapping = mapping_for(CONFIGS[name], 136)
+    source = source_of(mapping)
+    for megatron_name in mapping.megatron_names():
+        full = mapping.to_megatron_shard(megatron_name, source, 0, 1)
+        pieces = mapping.to_megatron_rows(megatron_name, source)
+        assert torch.equal(torch.cat(pieces), full), megatron_name
+        stored = list(full.split(3))  # with borders anywhere
+        back = mapping.to_hf_rows(megatron_name, stored)
+        assert tuple(back) == mapping.hf_targets(megatron_name)
+        for key, rows in back.items():
+            assert torch.equal(torch.cat(rows), source.read(key)), key
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_checkpoint_entries_are_distinct_and_hold_whole_parameters(name: str) -> None:
     mapping = mapping_for(CONFIGS[name])
     entries = [(n, mapping.checkpoint_entry(n)) for n in mapping.megatron_names()]
