@@ -25,7 +25,6 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_zero.batching import token_rows
 from megatron_zero.losses import Objective, Sums
-from megatron_zero.losses import policy_objective as policy_objective
 from megatron_zero.policy.attention import own_positions
 from megatron_zero.policy.parallel import Topology
 from megatron_zero.types import Microbatch

@@ -16,6 +16,7 @@ from megatron_zero.config import OptimizerConfig, ParallelConfig
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.hf_dir import read_config
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
+from megatron_zero.losses import next_token_objective
 from megatron_zero.policy.parallel import Topology, initialize
 
 
@@ -42,7 +43,6 @@ def main() -> None:
 
 def converted_policy(directory: Path, layout: ParallelConfig, topology: Topology) -> Any:
     """A policy whose weights Megatron itself reads from `directory`."""
-    from megatron_zero.policy import forward
     from megatron_zero.policy.model import padded_vocab_size
     from megatron_zero.policy.policy import Policy
 
@@ -54,7 +54,7 @@ def converted_policy(directory: Path, layout: ParallelConfig, topology: Topology
         parallel=layout,
         optimizer=OptimizerConfig(),
         dtype="bf16",
-        objective=forward.next_token_objective,
+        objective=next_token_objective,
         num_optimizer_steps=1,
     )
 

@@ -38,7 +38,7 @@ def build(
     **more,
 ):
     """A policy of a model with a vocabulary of 131."""
-    from megatron_zero.policy.forward import policy_objective
+    from megatron_zero.losses import policy_objective
     from megatron_zero.policy.model import padded_vocab_size
     from megatron_zero.policy.policy import Policy
 

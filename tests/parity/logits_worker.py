@@ -17,6 +17,7 @@ from megatron_zero.config import ModelConfig, OptimizerConfig, ParallelConfig
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.safetensors_io import SafetensorsSource
 from megatron_zero.hf_config import read_hf_config
+from megatron_zero.losses import next_token_objective
 from megatron_zero.policy.parallel import initialize
 from tests import tiny
 
@@ -47,7 +48,7 @@ def main() -> None:
             parallel=layout,
             optimizer=OptimizerConfig(),
             dtype="fp32",
-            objective=forward.next_token_objective,
+            objective=next_token_objective,
             num_optimizer_steps=1,
         )
         samples = tiny.samples()
