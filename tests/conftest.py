@@ -1,8 +1,8 @@
 """What all tests share: how they are spread over workers, and where local data is.
 
 `make test` runs pytest with `-n 2 --dist loadgroup`. Every test outside tests/unit, and every unit
-test marked `processes`, starts several processes; they form one group, which xdist gives to one
-worker, so they run one after another while the other worker goes through the unit tests.
+test marked `processes`, starts several processes; they form two groups, the layouts and the rest,
+each of which xdist gives to one worker, where they run one after another.
 """
 
 import os
@@ -19,7 +19,9 @@ SHARED = TESTS.parent.parent / "shared"  # data and tokenizers beside the checko
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--all-layouts", action="store_true", help="every layout of tests/invariance (without -n)"
+        "--all-layouts",
+        action="store_true",
+        help="every layout of tests/invariance and math_smoke (without -n)",
     )
 
 
@@ -52,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(TESTS / "unit"):
             item.add_marker("processes")
         if item.get_closest_marker("processes"):
-            item.add_marker(pytest.mark.xdist_group("processes"))
+            layouts = {"invariance", "parity"} & set(item.path.relative_to(TESTS).parts)
+            item.add_marker(pytest.mark.xdist_group("layouts" if layouts else "processes"))
 
 
 @pytest.fixture(scope="session")

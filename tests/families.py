@@ -87,6 +87,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+MODEL_TYPES = {"qwen2_tied": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    """A `config.json` of the family, as one finds it: without what transformers would fill in."""
+    config = tiny.hf_config(**{"tied": False, **FAMILIES[name][1]})
+    config["model_type"] = MODEL_TYPES.get(name, name)
+    del config["architectures"]
+    return config | changes
+
+
 def hf_model(name: str) -> torch.nn.Module:
     """The family's tiny model in float32, all of its weights as unlike one another as trained."""
     import transformers

@@ -1,6 +1,7 @@
 """Layouts as short words, such as `tp2-sp-pp2-m100-f64-qwen2`: see `parse`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_zero.config import ParallelConfig
@@ -26,12 +27,8 @@ class Case:
     family: str  # of `tests.families`
 
 
-def parse(text: str) -> Case:
-    """`tp2`, `pp2`, `vp2`, `cp2`, `ep2`, `etp2`; `sp`; `do` for the distributed optimizer; `m100`
-    tokens in a microbatch; `f64` or `bf16`, else float32; `reversed` or `math` samples; last, the
-    family.
-    """
-    *words, family = text.split("-")
+def parallel_of(words: Sequence[str]) -> ParallelConfig:
+    """`tp2`, `pp2`, `vp2`, `cp2`, `ep2`, `etp2`; `sp`; `do` for the distributed optimizer."""
     settings: dict[str, object] = {
         SIZES[match[1]]: int(match[2])
         for word in words
@@ -39,9 +36,17 @@ def parse(text: str) -> Case:
     }
     settings["sequence_parallel"] = "sp" in words
     settings["use_distributed_optimizer"] = "do" in words
+    return ParallelConfig(**settings)  # type: ignore[arg-type]
+
+
+def parse(text: str) -> Case:
+    """The words of `parallel_of`; `m100` tokens in a microbatch; `f64` or `bf16`, else float32;
+    `reversed` or `math` samples; last, the family.
+    """
+    *words, family = text.split("-")
     (max_tokens,) = [int(word[1:]) for word in words if re.fullmatch(r"m\d+", word)]
     return Case(
-        parallel=ParallelConfig(**settings),  # type: ignore[arg-type]
+        parallel=parallel_of(words),
         max_tokens=max_tokens,
         dtype="fp64" if "f64" in words else "bf16" if "bf16" in words else "fp32",
         samples=next((word for word in ("reversed", "math") if word in words), "tiny"),

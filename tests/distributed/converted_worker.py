@@ -1,8 +1,8 @@
 """Under torchrun: converted checkpoints read by Megatron in several layouts, exported to HF files.
 
-converted_worker.py DIR,DIR LAYOUT...       LAYOUT: tp.pp
+converted_worker.py DIR:LAYOUT...       LAYOUT: words of tests/layouts.py
 
-DIR/megatron becomes DIR/<layout>, an HF checkpoint, for each; of the last layout also
+DIR/megatron becomes DIR/LAYOUT, an HF checkpoint; of LAYOUT `tp2-pp2` also
 DIR/checkpoints/step_000001, a training checkpoint with its optimizer's state.
 """
 
@@ -18,26 +18,25 @@ from megatron_zero.convert.hf_dir import read_config
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
 from megatron_zero.losses import next_token_objective
 from megatron_zero.policy.parallel import Topology, initialize
+from tests.layouts import parallel_of
 
 
 def main() -> None:
-    directories, *layouts = sys.argv[1:]
-    for text in layouts:
-        tp, pp = map(int, text.split("."))
-        layout = ParallelConfig(tensor_model_parallel_size=tp, pipeline_model_parallel_size=pp)
+    for case in sys.argv[1:]:
+        name, text = case.split(":")
+        directory, layout = Path(name), parallel_of(text.split("-"))
         topology = initialize(layout, seed=0)
-        for directory in map(Path, directories.split(",")):
-            policy = converted_policy(directory / "megatron", layout, topology)
-            tensors = policy.hf_weights(bucket_bytes=50_000)
-            if topology.rank == 0:
-                write_hf_checkpoint(directory / text, tensors)
-            else:
-                list(tensors)
-            if text == layouts[-1]:
-                from megatron_zero.policy import checkpoint
+        policy = converted_policy(directory / "megatron", layout, topology)
+        tensors = policy.hf_weights(bucket_bytes=50_000)
+        if topology.rank == 0:
+            write_hf_checkpoint(directory / text, tensors)
+        else:
+            list(tensors)
+        if text == "tp2-pp2":
+            from megatron_zero.policy import checkpoint
 
-                checkpoint.save(directory / "checkpoints" / "step_000001", policy, {"step": 1})
-            dist.barrier()
+            checkpoint.save(directory / "checkpoints" / "step_000001", policy, {"step": 1})
+        dist.barrier()
     dist.destroy_process_group()
 
 

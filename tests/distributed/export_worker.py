@@ -7,7 +7,8 @@ import sys
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
-PROMPTS = ["What is 3+4?\n", "What is 9+9?\n", "What is 5+1?\n", "What is 2+8?\n"]
+# begun differently, so that even a model that does not listen goes on differently
+PROMPTS = ["What is 3+4?\n", "What is 9+9?\n9+9=", "What is 5", "5+1=6. \\boxed{"]
 
 
 def main() -> None:

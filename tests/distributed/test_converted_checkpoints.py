@@ -10,22 +10,32 @@ import torch
 from megatron_zero.convert import first_difference, hf_to_megatron, megatron_to_hf
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.safetensors_io import SafetensorsSource, write_hf_checkpoint
-from tests import tiny
+from tests import families
 from tests.launch import REPOSITORY, run, torchrun
 
-LAYOUTS = ["1.1", "4.1", "1.2", "2.2"]
+# model -> layouts that read its conversion
+CASES = {
+    "qwen2_tied": ["dp4", "tp4", "pp2", "tp2-pp2"],
+    "qwen2": ["tp2-pp2", "pp2-vp2", "cp2"],
+    "qwen3_moe": ["dp4", "tp2-sp-pp2-ep2"],
+    "deepseek_v3": ["pp2-vp2-ep2", "tp2-sp-ep2"],
+}
+LAYOUTS = [(name, layout) for name, layouts in CASES.items() for layout in layouts]
 
 
-def write_hf(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
+def write_hf(directory: Path, *, seed: int = 0, name: str = "qwen2") -> Path:
     """Every tensor random, norms and biases too: a swapped one would show."""
-    config = tiny.hf_config(tied=tied)
+    config = families.config_of(name)
     mapping = mapping_for(config)
     generator = torch.Generator().manual_seed(seed)
     shapes = {name: mapping.hf_shape(name) for name in mapping.hf_names()}
     tensors = {
-        name: (0.05 * torch.randn(shape, generator=generator) + (len(shape) == 1)).bfloat16()
-        for name, shape in shapes.items()
+        key: (0.05 * torch.randn(shape, generator=generator) + (len(shape) == 1)).bfloat16()
+        for key, shape in shapes.items()
     }
+    for key in tensors:
+        if key.endswith("e_score_correction_bias"):
+            tensors[key] = tensors[key].float()
     write_hf_checkpoint(directory, tensors.items(), max_shard_bytes=300_000)
     (directory / "config.json").write_text(json.dumps(config))
     return directory
@@ -35,9 +45,9 @@ def write_hf(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Per model `hf`, `megatron` made of it for TP 2, PP 2, and exports of what layouts read."""
     base = tmp_path_factory.mktemp("converted")
-    directories = {name: base / name for name in ("tied", "untied")}
+    directories = {name: base / name for name in CASES}
     for name, directory in directories.items():
-        write_hf(directory / "hf", tied=name == "tied")
+        write_hf(directory / "hf", name=name)
         hf_to_megatron(
             directory / "hf",
             directory / "megatron",
@@ -46,19 +56,18 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             progress=False,
         )
     worker = REPOSITORY / "tests" / "distributed" / "converted_worker.py"
-    torchrun(4, worker, ",".join(map(str, directories.values())), *LAYOUTS)
+    torchrun(4, worker, *(f"{directories[name]}:{layout}" for name, layout in LAYOUTS))
     return directories
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_megatron_reads_what_was_converted(
     converted: dict[str, Path], name: str, layout: str
 ) -> None:
     assert first_difference(converted[name] / "hf", converted[name] / layout) is None
 
 
-@pytest.mark.parametrize("name", ["tied", "untied"])
+@pytest.mark.parametrize("name", ["qwen2_tied", "qwen2"])
 def test_a_training_checkpoint_becomes_the_original(converted: dict[str, Path], name: str) -> None:
     directory = converted[name]
     step = directory / "checkpoints" / "step_000001"

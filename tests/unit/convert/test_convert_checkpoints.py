@@ -93,9 +93,7 @@ def test_there_and_back_is_bitwise(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_there_and_back(
-    tmp_path: Path, small_files: None, name: str, layout: tuple[int, int]
-) -> None:
+def test_every_family_there_and_back(tmp_path: Path, name: str, layout: tuple[int, int]) -> None:
     source = source_of(mapping_for(CONFIGS[name]))
     tensors = [(n, source.read(n)) for n in sorted(source.names())]
     write_hf_checkpoint(tmp_path / "hf", tensors, max_shard_bytes=300_000)

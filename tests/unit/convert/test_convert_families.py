@@ -1,7 +1,5 @@
 """Every family's table: bitwise there and back, strict about the config, 8-bit blocks."""
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -10,21 +8,10 @@ from megatron_zero.convert.fp8 import DequantizedSource
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.sources import DictSource
-from tests import families, tiny
+from tests import families
 
-MODEL_TYPES = {"qwen2": "qwen2", "qwen2_tied": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
-
-
-def config_of(name: str, **changes: Any) -> dict[str, Any]:
-    own = {"tied": False, **families.FAMILIES[name][1]}
-    config = tiny.hf_config(**own)
-    config["model_type"] = MODEL_TYPES.get(name, name)
-    del config["architectures"]
-    return config | changes
-
-
-CONFIGS = {name: config_of(name) for name in families.FAMILIES} | {
-    "deepseek_v3_mtp": config_of("deepseek_v3", num_nextn_predict_layers=2)
+CONFIGS = {name: families.config_of(name) for name in families.FAMILIES} | {
+    "deepseek_v3_mtp": families.config_of("deepseek_v3", num_nextn_predict_layers=2)
 }
 
 
