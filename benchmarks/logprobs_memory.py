@@ -18,6 +18,7 @@ from pathlib import Path
 
 TOKENS, VOCAB, HIDDEN = 4096, 151_936, 896
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 
 def peak_mib() -> float:
@@ -32,8 +33,7 @@ def measure(side: str) -> dict[str, float]:
     from megatron_zero.policy.logprobs import linear_logprobs
 
     torch.set_num_threads(1)
-    store = dist.HashStore()
-    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.empty(TOKENS, HIDDEN).normal_(generator=generator).requires_grad_()
     weight = torch.empty(VOCAB, HIDDEN).normal_(0, 0.02, generator=generator).requires_grad_()
@@ -76,7 +76,6 @@ def main() -> None:
             result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
             found.append(json.loads(result.stdout.splitlines()[-1]))
             print(side, found[-1], flush=True)
-    sys.path.insert(0, str(ROOT))
     from megatron_zero.observability.environment import collect_environment
 
     median = {
