@@ -27,6 +27,7 @@ from typing import Optional
 
 import torch
 
+from megatron_zero.checks import round_up
 from megatron_zero.config import RunConfig
 from megatron_zero.types import (
     GlobalBatch,
@@ -140,7 +141,7 @@ def pack(
         raise ValueError(
             f"batch.max_tokens_per_microbatch={max_tokens}: must hold a sample of {max(lengths)}"
         )
-    per_rank = padded_length(max(1, -(-sum(lengths) // (num_ranks * max_tokens))), multiple)
+    per_rank = round_up(max(1, -(-sum(lengths) // (num_ranks * max_tokens))), multiple)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     while True:
         bins = _fill(order, lengths, num_ranks * per_rank, max_tokens)
@@ -161,11 +162,6 @@ def _fill(
         bins[emptiest].append(i)
         loads[emptiest] += lengths[i]
     return bins
-
-
-def padded_length(num_positions: int, alignment: int) -> int:
-    """`num_positions` rounded up to a multiple of `alignment`."""
-    return -(-num_positions // alignment) * alignment
 
 
 def build_microbatch(
@@ -192,7 +188,7 @@ def build_microbatch(
     for i in indices:
         sample = samples[i]
         num_positions = len(sample.token_ids) - 1
-        num_padding = padded_length(num_positions, alignment) - num_positions
+        num_padding = round_up(num_positions, alignment) - num_positions
         # label t is token t + 1: the first response token is the label of the last prompt token
         num_prompt = sample.prompt_length - 1
         num_response = sample.response_length
@@ -282,7 +278,7 @@ def build_global_batch(
             skip_zero_advantage=exact_zero,
         )
         needed = [chosen[i] for i in kept]
-        lengths = [padded_length(len(samples[i].token_ids) - 1, packing.alignment) for i in needed]
+        lengths = [round_up(len(samples[i].token_ids) - 1, packing.alignment) for i in needed]
         plan = packing.plan(lengths)
         minibatches.append(
             Minibatch(
@@ -341,7 +337,7 @@ def build_document_minibatch(
         for sequence in sequences
         for document in sequence
     ]
-    lengths = [padded_length(len(s.token_ids) - 1, packing.alignment) for s in samples]
+    lengths = [round_up(len(s.token_ids) - 1, packing.alignment) for s in samples]
     plan = packing.plan(lengths)
     return Minibatch(
         microbatches=tuple(

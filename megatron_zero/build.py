@@ -141,22 +141,13 @@ def build_policy(
     )
 
 
-def sequence_alignment(parallel: ParallelConfig) -> int:
-    """What every sequence's length must be a multiple of.
-
-    Context parallelism deals out pairs of chunks; sequence parallelism cuts each rank's part again.
-    """
-    cp_size, tp_size = parallel.context_parallel_size, parallel.tensor_model_parallel_size
-    return (2 * cp_size if cp_size > 1 else 1) * (tp_size if parallel.sequence_parallel else 1)
-
-
 def packing(parallel: ParallelConfig, topology: Topology, max_tokens: int) -> Packing:
     """How this rank packs sequences."""
     return Packing(
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
         max_tokens=max_tokens,
-        alignment=sequence_alignment(parallel),
+        alignment=parallel.sequence_alignment,
         num_microbatches_multiple=topology.pp_size if topology.vp_size > 1 else 1,
     )
 

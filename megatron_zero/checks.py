@@ -1,8 +1,13 @@
-"""How a setting is refused: its dotted path, its value, and what would be valid."""
+"""How a setting is refused: its dotted path, its value, and what would be valid; sizes."""
 
 from typing import Any, NoReturn
 
 CONFIG_OPTIONS = {"frozen": True, "kw_only": True, "slots": True}  # of every section
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The next multiple: lengths to an alignment, a vocabulary to the ranks that share it."""
+    return -(-number // multiple) * multiple
 
 
 def fail(path: str, value: object, valid: str) -> NoReturn:

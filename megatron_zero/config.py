@@ -13,7 +13,15 @@ Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 from dataclasses import dataclass, field
 from dataclasses import replace as replace
 
-from megatron_zero.checks import CONFIG_OPTIONS, at_least, check_run, divides, fail, one_of
+from megatron_zero.checks import (
+    CONFIG_OPTIONS,
+    at_least,
+    check_run,
+    divides,
+    fail,
+    one_of,
+    round_up,
+)
 from megatron_zero.config_data import TEMPLATES as TEMPLATES
 from megatron_zero.config_data import ArchitectureConfig as ArchitectureConfig
 from megatron_zero.config_data import ArithmeticConfig as ArithmeticConfig
@@ -96,6 +104,15 @@ class ParallelConfig:
             path = "parallel.virtual_pipeline_model_parallel_size"
             valid = "must be 1 without pipeline_model_parallel_size above 1"
             fail(path, self.virtual_pipeline_model_parallel_size, valid)
+
+    @property
+    def sequence_alignment(self) -> int:
+        """What every packed sequence's length must be a multiple of.
+
+        Context parallelism deals out pairs of chunks; sequence parallelism cuts each rank's part.
+        """
+        chunks = 2 * self.context_parallel_size if self.context_parallel_size > 1 else 1
+        return chunks * (self.tensor_model_parallel_size if self.sequence_parallel else 1)
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -204,9 +221,11 @@ class RunConfig:
         size = self.batch.global_batch_size
         divides("batch.global_batch_size", size, self.responses_per_step, what)
         budget = self.batch.max_tokens_per_microbatch
-        if budget < self.max_sample_tokens:
-            what = "data.max_prompt_tokens + rollout.max_response_tokens"
-            valid = f"must hold the longest sample: {what} = {self.max_sample_tokens}"
+        padded = round_up(self.max_sample_tokens - 1, self.parallel.sequence_alignment)
+        longest = max(self.max_sample_tokens, padded)
+        if budget < longest:
+            what = "data.max_prompt_tokens + rollout.max_response_tokens, padded for the layout"
+            valid = f"must hold the longest sample: {what} = {longest}"
             fail("batch.max_tokens_per_microbatch", budget, valid)
         check_objective(self)
 
@@ -258,8 +277,9 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_run(self)
-        if self.max_tokens_per_microbatch < self.documents.sequence_length:
-            valid = f"must hold documents.sequence_length={self.documents.sequence_length}"
+        longest = round_up(self.documents.sequence_length, self.parallel.sequence_alignment)
+        if self.max_tokens_per_microbatch < longest:
+            valid = f"must hold documents.sequence_length, padded for the layout: {longest}"
             fail("max_tokens_per_microbatch", self.max_tokens_per_microbatch, valid)
 
     @property

@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from megatron_zero.config import ModelConfig, fail
+from megatron_zero.checks import fail, round_up
+from megatron_zero.config import ModelConfig
 
 VOCAB_MULTIPLE = 128  # a made-up vocabulary is padded to this: every usual TP size divides it
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -60,7 +61,7 @@ def with_vocab_size(hf_config: dict[str, Any], num_tokens: int) -> dict[str, Any
         ValueError: the size that is set is too small.
     """
     if not hf_config["vocab_size"]:
-        rounded = -(-num_tokens // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        rounded = round_up(num_tokens, VOCAB_MULTIPLE)
         return {**hf_config, "vocab_size": rounded}
     if hf_config["vocab_size"] < num_tokens:
         valid = f"must be at least the tokenizer's {num_tokens} tokens"

@@ -16,7 +16,7 @@ from typing import Optional
 
 import torch
 
-from megatron_zero.checks import fail
+from megatron_zero.checks import fail, round_up
 from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metadata
 from megatron_zero.convert.families import mapping_for
@@ -129,7 +129,7 @@ def _mapping(
         if size not in valid:
             listed = ", ".join(map(str, valid))
             fail(f"{kind}_model_parallel_size", size, f"{total} {what}: must be one of {listed}")
-    padded_vocab_size = -(-dims["vocab_size"] // tp_size) * tp_size
+    padded_vocab_size = round_up(dims["vocab_size"], tp_size)
     mapping = mapping_for(config, padded_vocab_size, with_mtp=with_mtp)
     for name in mapping.megatron_names():
         try:

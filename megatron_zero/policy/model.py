@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from megatron_zero.checks import round_up
 from megatron_zero.convert.hf_config import RopeSettings
 from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.policy.attention import PackedAttention, RMSNorm
@@ -45,7 +46,7 @@ def layer_implementation() -> str:
 
 def padded_vocab_size(vocab_size: int, tp_size: int) -> int:
     """The vocabulary, rounded up so that every TP rank holds the same number of rows."""
-    return -(-vocab_size // tp_size) * tp_size
+    return round_up(vocab_size, tp_size)
 
 
 def _local_layer(config: TransformerConfig, *, is_moe: bool) -> ModuleSpec:

@@ -7,6 +7,7 @@ import pytest
 from megatron_zero.analysis.rollout_stats import rollout_metrics
 from megatron_zero.config import (
     BatchConfig,
+    DataConfig,
     DocumentsConfig,
     MismatchConfig,
     ModelConfig,
@@ -114,3 +115,38 @@ def test_more_layouts() -> None:
         check_layout(pretrain, hf_config, 2)
     with pytest.raises(ValueError, match=r"intermediate_size=130"):
         check_layout(run_config(**{TP: 4}), {**hf_config, "intermediate_size": 130}, 4)
+
+
+def test_a_token_budget_holds_the_longest_sample_as_the_layout_pads_it() -> None:
+    """Otherwise a run would stop at the first long response."""
+    layout = ParallelConfig(context_parallel_size=2, **{TP: 2}, sequence_parallel=True)
+    assert layout.sequence_alignment == 8
+
+    def run(max_tokens: int) -> RunConfig:
+        return RunConfig(
+            name="x",
+            model=ModelConfig(path="x"),
+            parallel=layout,
+            data=DataConfig(max_prompt_tokens=20),
+            rollout=RolloutConfig(max_response_tokens=30),  # 49 positions, padded to 56
+            batch=BatchConfig(max_tokens_per_microbatch=max_tokens),
+        )
+
+    assert run(56).batch.max_tokens_per_microbatch == 56
+    with pytest.raises(ValueError, match=r"max_tokens_per_microbatch=55: .* layout = 56"):
+        run(55)
+    documents = DocumentsConfig(sequence_length=50)
+    model = ModelConfig(path="x")
+
+    def pretrain(max_tokens: int) -> PretrainConfig:
+        return PretrainConfig(
+            name="x",
+            model=model,
+            parallel=layout,
+            documents=documents,
+            max_tokens_per_microbatch=max_tokens,
+        )
+
+    assert pretrain(56).max_tokens_per_microbatch == 56
+    with pytest.raises(ValueError, match=r"max_tokens_per_microbatch=55: .* layout: 56"):
+        pretrain(55)
