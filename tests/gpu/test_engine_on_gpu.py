@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from tests.launch import REPOSITORY, torchrun
+from tests.launch import REPOSITORY, torchrun_anew
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, vllm) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("engine") / "results.json"
-    torchrun(1, REPOSITORY / "tests" / "gpu" / "engine_worker.py", out, timeout_s=600)
+    torchrun_anew(1, REPOSITORY / "tests" / "gpu" / "engine_worker.py", out, timeout_s=600)
     print(json.loads(out.read_text())["memory"])
     return json.loads(out.read_text())
 
