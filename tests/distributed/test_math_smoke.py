@@ -31,6 +31,7 @@ def runs(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> dict[s
             f"model.tokenizer={qwen_tokenizer_dir}",
             "logging.rollouts_every_num_steps=1",
             "checkpoint.save_hf=false",
+            "data.max_prompts=64",
             *settings,
             "--run-dir",
             directory,
