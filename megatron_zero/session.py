@@ -54,9 +54,6 @@ class Session:
         self._evaluation_prompts = build.build_evaluation_prompts(config, hf_config, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)
-        self.packing = build.packing(
-            config.parallel, self.topology, config.batch.max_tokens_per_microbatch
-        )
         self._build_engine()
         self.policy = build.build_policy(
             config,
@@ -66,7 +63,10 @@ class Session:
             num_optimizer_steps=config.num_steps * config.num_optimizer_steps,
             temperature=config.rollout.temperature,
             with_ref_policy=config.needs_ref_policy,
+            balance_coef=config.loss.balance_coef,
         )
+        budget = config.batch.max_tokens_per_microbatch
+        self.packing = build.packing(config.parallel, self.topology, budget, self.policy.mapping)
         self.weight_sync = ColocatedWeightSync(
             self.engine, self.policy.mapping.hf_names(), self.topology.host_group
         )

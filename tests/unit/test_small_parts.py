@@ -9,12 +9,14 @@ from megatron_zero.config import (
     BatchConfig,
     DataConfig,
     DocumentsConfig,
+    LossConfig,
     MismatchConfig,
     ModelConfig,
     ParallelConfig,
     PretrainConfig,
     RolloutConfig,
     RunConfig,
+    replace,
 )
 from megatron_zero.determinism import derive_seed, sample_seed
 from megatron_zero.layout import check_layout
@@ -94,6 +96,14 @@ TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 def test_impossible_layouts_are_refused_with_the_numbers(parallel, world, message) -> None:
     with pytest.raises(ValueError, match=message):
         check_layout(run_config(**parallel), tiny.hf_config(tied=True), world)
+
+
+def test_a_balance_of_experts_needs_experts() -> None:
+    config = replace(run_config(), loss=LossConfig(balance_coef=0.1))
+    hf_config = tiny.hf_config(tied=True, max_position_embeddings=8192)
+    with pytest.raises(ValueError, match=r"loss\.balance_coef=0\.1: .* has no experts"):
+        check_layout(config, hf_config, 1)
+    check_layout(config, {**hf_config, "num_experts": 4}, 1)
 
 
 def test_more_layouts() -> None:
