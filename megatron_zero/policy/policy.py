@@ -81,7 +81,7 @@ class Policy:
         self.balance: Optional[SequenceBalance] = None
         if balance_coef:
             self.balance = SequenceBalance(self.chunks, topology, coef=balance_coef)
-        self.ddp_chunks = [wrap_model(config, chunk, parallel) for chunk in self.chunks]
+        self.ddp_chunks = [wrap_model(config, c, parallel, optimizer) for c in self.chunks]
         self.optimizer, self.scheduler = build_optimizer(
             optimizer,
             parallel,
@@ -237,6 +237,22 @@ class Policy:
         self.optimizer.step()
         self.scheduler.step(increment=1)
         return StepMetrics(values={"policy/grad_norm": norm, "policy/lr": lr})
+
+    def offload(self) -> None:
+        """Move the optimizer's state to the host and give up the gradients; weights stay."""
+        on_gpu = self.topology.device.type == "cuda"
+        if on_gpu:
+            self.optimizer.offload_to_cpu()
+        for chunk in self.ddp_chunks:
+            chunk.offload_grad_buffers(synchronize=on_gpu, empty_cache=on_gpu)
+
+    def onload(self) -> None:
+        """Undo `offload`; gradients are zero. Nothing changes where nothing was offloaded."""
+        on_gpu = self.topology.device.type == "cuda"
+        for chunk in self.ddp_chunks:
+            chunk.restore_grad_buffers(synchronize=on_gpu)
+        if on_gpu:
+            self.optimizer.restore_from_cpu()
 
     def hf_weights(self, *, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights by HF name, whole, on every rank; a bounded bucket at a time."""

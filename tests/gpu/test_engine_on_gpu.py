@@ -24,6 +24,14 @@ def test_engine_and_policy_agree_in_bf16_after_every_sync(results) -> None:
     assert tokens[0] != tokens[1]  # the second push brought other weights
 
 
+def test_an_offloaded_optimizer_gives_its_memory_back(results) -> None:
+    """After the first step: float32 gradients, weights and two moments, 16 bytes a parameter."""
+    memory = results["memory"]
+    for version in (2, 3):
+        freed = memory[f"asleep {version}"] - memory[f"offloaded {version}"]
+        assert freed >= 0.8 * results["state_gib"] - 0.01
+
+
 def test_an_engine_asleep_gives_its_memory_back_and_takes_it_again(results) -> None:
     memory, engine_gib = results["memory"], 0.2 * results["total_gib"]
     for version in (1, 2, 3):

@@ -110,6 +110,12 @@ def some_steps(case: Case, checkpoint: Path) -> dict:
     }
     values |= policy.optimizer_step().values
     for _ in range(2):
+        if dist.get_world_size() > 1:  # the reference stays as it is
+            policy.offload()
+            assert not any(
+                chunk.buffers[0].grad_data.untyped_storage().size() for chunk in policy.ddp_chunks
+            )
+            policy.onload()
         policy.forward_backward(minibatch)
         policy.optimizer_step()
     weights = {n: t.clone() for n, t in policy.hf_weights(bucket_bytes=30_000)}
