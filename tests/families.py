@@ -46,16 +46,6 @@ _LLAMA3 = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2_narrow": (
-        "Qwen2",
-        {
-            "hidden_size": 32,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "num_hidden_layers": 1,
-            "max_position_embeddings": 16384,
-        },
-    ),
     "qwen3": ("Qwen3", {"head_dim": 48}),
     "llama": ("Llama", {**_DENSE, "rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
     "mistral": ("Mistral", {**_DENSE, "sliding_window": None}),
@@ -97,7 +87,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-MODEL_TYPES = {"qwen2_tied": "qwen2", "qwen2_narrow": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
+# Of one layer and 32 dims, for long sequences: no family of its own.
+NARROW: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_narrow": (
+        "Qwen2",
+        {
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 16384,
+        },
+    )
+}
+
+MODEL_TYPES = {"qwen2_tied": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
 
 
 def config_of(name: str, **changes: Any) -> dict[str, Any]:
@@ -112,7 +116,7 @@ def hf_model(name: str) -> torch.nn.Module:
     """The family's tiny model in float32, all of its weights as unlike one another as trained."""
     import transformers
 
-    hf_class, changes = FAMILIES[name]
+    hf_class, changes = (FAMILIES | NARROW)[name]
     config = tiny.hf_config(**{"tied": False, **changes})
     config["tie_word_embeddings"] = bool(changes.get("tie_word_embeddings"))
     del config["model_type"], config["architectures"]
