@@ -10,12 +10,11 @@ done, and the worst that remains (a slow proof in sympy) is cut short by `verifi
 
 import re
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Union
+from typing import Optional, Union
 
 from megatron_zero.rewards import normalize as norm
 from megatron_zero.rewards.expression import Node, parse_expression
-from megatron_zero.rewards.symbolic import Undecidable, are_equal, evaluate
+from megatron_zero.rewards.symbolic import Undecidable, are_equal, exact, rational_ratio
 from megatron_zero.rewards.tokens import (
     RELATIONS,
     ParseError,
@@ -29,9 +28,15 @@ MAX_STRUCTURE_DEPTH = 8  # lists in tuples in lists, around formulas
 
 Gold = Union[str, int, float, list, tuple]
 
-_COMMA, _CUP, _ROW, _CELL = (frozenset([name]) for name in (",", "\\cup", "\\\\", "&"))
+_COMMA = frozenset([",", "\\lor"])
+_CUP, _ROW, _CELL, _MOD = (frozenset([name]) for name in ("\\cup", "\\\\", "&", "\\mod"))
 _MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
 _BOXED = "\\boxed{"
+_PERCENT = re.compile(r"%|\bpercent\b")
+_MIN_WORD = 4
+_SHORT_WORDS = ("no", "yes", "odd", "one", "two", "six", "ten")
+# 1,000 is not the list of 1 and 0, nor 2024-01-05 a difference.
+_NO_LIST = re.compile(r"\d,0\d\d(?!\d)|^\d{1,4}-\d\d?-\d{1,4}$|\d+/\d\d?/\d{4}")
 _WORDS = re.compile(r"[A-Za-z\s,.()'-]+")
 _THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
@@ -51,38 +56,47 @@ def is_equivalent(prediction: str, gold: Gold) -> bool:
         return any(is_equivalent(prediction, answer) for answer in gold)
     if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
         raise ValueError(f"gold answer {gold!r}: must be text, a number, or a list of them")
-    expected, given = str(gold).strip(), prediction.strip()
-    if expected.startswith(_BOXED) and expected.endswith("}"):
-        expected = expected[len(_BOXED) : -1].strip()
+    expected, given = _unboxed(str(gold)), _unboxed(prediction)
     if not expected or not given:
         return False
     if given == expected:
         return True
     if max(len(given), len(expected)) > norm.MAX_ANSWER_CHARS:
         return False
-    given_clean, expected_clean = norm.clean(given), norm.clean(expected)
-    if _same_text(norm.normalize(given_clean), norm.normalize(expected_clean)):
+    (given_clean, given_unit), (expected_clean, expected_unit) = map(norm.clean, (given, expected))
+    if given_unit and expected_unit and given_unit != expected_unit:
+        return False
+    is_percentage = [_PERCENT.search(text) is not None for text in (given, expected)]
+    same = _same if is_percentage[0] == is_percentage[1] else _same_percentage
+    same_text = _same_text(norm.normalize(given_clean), norm.normalize(expected_clean))
+    if same is _same and same_text:
         return True
     given_readings, expected_readings = _readings(given_clean), _readings(expected_clean)
     pairs = [(a, b) for b in expected_readings for a in given_readings]
-    if any(_same(a, b) for a, b in pairs):
-        return True
-    if ("%" in given) != ("%" in expected):
-        return any(_is_percentage(*(pair if "%" in given else pair[::-1])) for pair in pairs)
-    return False
+    if is_percentage[1]:
+        pairs = [pair[::-1] for pair in pairs]
+    return any(same(*pair) for pair in pairs)
+
+
+def _unboxed(answer: str) -> str:
+    answer = answer.strip()
+    boxed = answer.startswith(_BOXED) and answer.endswith("}")
+    return answer[len(_BOXED) : -1].strip() if boxed else answer
 
 
 def _same_text(given: str, expected: str) -> bool:
-    """Equality of canonical strings; words in either case."""
+    """Equality of canonical strings; words in either case, but `ab` is not `AB`."""
     if given == expected:
         return given != ""
+    if len(given) < _MIN_WORD and given.lower() not in _SHORT_WORDS:
+        return False
     both_words = _WORDS.fullmatch(given) and _WORDS.fullmatch(expected)
     return bool(both_words) and given.casefold() == expected.casefold()
 
 
 def _readings(cleaned: str) -> list[Node]:
     """The structures a text can be: `1,234` is a number and a list. Empty if it is no formula."""
-    texts = [cleaned]
+    texts = [] if _NO_LIST.search(cleaned) else [cleaned]
     for pattern, separator in ((_THOUSANDS, ","), (_SPACED_THOUSANDS, " ")):
         joined = pattern.sub(lambda match, sep=separator: match[0].replace(sep, ""), cleaned)
         if joined != cleaned and not any(bracket in cleaned for bracket in "([{"):
@@ -115,7 +129,9 @@ def _parse_list(tokens: list[Token], depth: int) -> Node:
     """Elements between commas; one alone is itself."""
     parts = [version for part in split(tokens, _COMMA) for version in _signs(part)]
     elements = _parse_all(parts, depth)
-    return elements[0] if len(elements) == 1 else Node("list", elements)
+    if len(elements) == 1:
+        return elements[0]
+    return Node("list", elements, "or" if any(token.name == "\\lor" for token in tokens) else None)
 
 
 def _signs(tokens: list[Token]) -> list[list[Token]]:
@@ -143,13 +159,19 @@ def _parse_element(tokens: list[Token], depth: int) -> Node:
         positions = [sum(lengths[: i + 1]) + i for i in range(len(lengths))]
         signs = " ".join(tokens[position].name for position in positions)
         return Node("relation", _parse_all(sides, depth), signs)
+    residue = split(tokens, _MOD)
+    if len(residue) == 2:
+        return Node("mod", _parse_all(residue, depth))
     if len(tokens) > 2 and tokens[0].kind == tokens[-1].kind == "mark":
         ends = (tokens[0].name, tokens[-1].name)
         if ends == ("\\begin", "\\end"):
             rows = [split(row, _CELL) for row in split(tokens[1:-1], _ROW) if row]
             return Node("matrix", tuple(Node("tuple", _parse_all(row, depth), "&") for row in rows))
         if ends in (("\\{", "\\}"), ("{", "}")) and first_closes_last(tokens):
-            return _parse_list(tokens[1:-1], depth)
+            inner = _parse_list(tokens[1:-1], depth)
+            return Node("set", inner.args) if inner.kind == "list" else inner
+        if tokens[1].name == "\\begin" and first_closes_last(tokens):
+            return _parse_element(tokens[1:-1], depth + 1)
         if ends[0] in ("(", "[") and ends[1] in (")", "]") and first_closes_last(tokens):
             parts = split(tokens[1:-1], _COMMA)
             if len(parts) > 1:
@@ -168,12 +190,27 @@ def _same(given: Node, expected: Node) -> bool:
     if kinds == {"tuple", "list"}:  # a point without its brackets
         bracketed = given if given.kind == "tuple" else expected
         return bracketed.value == "()" and _same_in_order(given, expected)
+    if kinds == {"union", "list"}:  # x < 1 or x > 3
+        pieces = given if given.kind == "list" else expected
+        if pieces.value != "or" or any(piece.kind != "relation" for piece in pieces.args):
+            return False
+        return _same_in_any_order(given.args, expected.args)
+    if kinds == {"mod"}:
+        return are_equal(given.args[1], expected.args[1]) and _same_residue(given, expected)
     if kinds & {"tuple", "matrix"}:
         same_kind = given.kind == expected.kind and given.value == expected.value
         return same_kind and _same_in_order(given, expected)
-    if kinds & {"list", "union"}:
-        return given.kind == expected.kind and _same_in_any_order(given.args, expected.args)
+    if kinds <= {"list", "set"} or kinds == {"union"}:
+        return _same_in_any_order(given.args, expected.args)
     return are_equal(given, expected)
+
+
+def _same_residue(given: Node, expected: Node) -> bool:
+    difference = Node("add", (given.args[0], Node("neg", (expected.args[0],))))
+    try:
+        return exact(difference) % exact(given.args[1]) == 0
+    except (Undecidable, ZeroDivisionError):
+        return are_equal(given.args[0], expected.args[0])
 
 
 def _same_in_order(given: Node, expected: Node) -> bool:
@@ -193,36 +230,76 @@ def _same_in_any_order(given: Sequence[Node], expected: Sequence[Node]) -> bool:
 
 
 def _same_relation(given: Node, expected: Node) -> bool:
-    r"""Equations up to sides and sign; `x = 5` and `x \in S` also for their right side alone."""
+    r"""Equations up to a factor; `x = 5` and `x \in S` also for their right side alone."""
     if given.kind != "relation" or expected.kind != "relation":
         relation, other = (given, expected) if given.kind == "relation" else (expected, given)
-        left = relation.args[0]  # x, or f(x), which reads as a product of names
+        interval = _as_interval(relation)
+        if interval is not None:
+            return _same(interval, other)
+        left = relation.args[0]  # x, or f(x), or AB, which reads as a product of names, or (x,y)
         names_it = all(part.kind == "sym" for part in (left.args or (left,)))
-        names_it = names_it and left.kind in ("sym", "mul") and relation.value in ("=", "\\in")
-        return names_it and _same(relation.args[1], other)
+        names_it = names_it and left.kind in ("sym", "mul", "call", "tuple")
+        return (
+            names_it
+            and relation.value in ("=", "\\in", "\\equiv")
+            and _same(relation.args[1], other)
+        )
     if given.value == expected.value and _same_in_order(given, expected):
         return True
     signs = [_MIRRORED.get(sign, "") for sign in str(given.value).split()]
     mirrored = Node("relation", given.args[::-1], " ".join(reversed(signs)))
     if mirrored.value == expected.value and _same_in_order(mirrored, expected):
         return True
-    return given.value == expected.value == "=" and _same_equation(given, expected)
+    if given.value == expected.value == "=":
+        return _same_equation(given, expected)
+    return "\\in" in (given.value, expected.value) and _same_membership(given, expected)
+
+
+def _same_membership(given: Node, expected: Node) -> bool:
+    r"""`x \in (2,5]` and `2 < x \le 5`."""
+    member, other = (given, expected) if given.value == "\\in" else (expected, given)
+    same_name = len(member.args) == 2 and member.args[0] in other.args
+    return same_name and _same_relation(other, member.args[1])
+
+
+def _as_interval(relation: Node) -> Optional[Node]:
+    """`2 < x`, `x >= 2` or `2 < x <= 5` as an interval; None for any other relation."""
+    args, signs = relation.args, str(relation.value).split()
+    if all(sign in (">", "\\ge") for sign in signs):
+        args, signs = args[::-1], [_MIRRORED[sign] for sign in signs[::-1]]
+    if not all(sign in ("<", "\\le") for sign in signs):
+        return None
+    infinity = Node("const", (), "infty")
+    if len(args) == 2 and args[0].kind == "sym":
+        args, signs = (Node("neg", (infinity,)), *args), ["<", *signs]
+    elif len(args) == 2:
+        args, signs = (*args, infinity), [*signs, "<"]
+    if len(args) != 3 or args[1].kind != "sym":
+        return None
+    ends = "(["[signs[0] != "<"] + ")]"[signs[1] != "<"]
+    return Node("tuple", (args[0], args[2]), ends)
 
 
 def _same_equation(given: Node, expected: Node) -> bool:
-    """`a = b` and `c = d` are one equation if a - b is c - d or d - c."""
+    """`a = b` and `c = d` are one equation if a - b is a multiple of c - d."""
     sides = []
     for equation in (given, expected):
-        if any(side.kind in ("list", "tuple", "matrix", "union") for side in equation.args):
+        if len(equation.args) != 2:
             return False
         sides.append(Node("add", (equation.args[0], Node("neg", (equation.args[1],)))))
-    return are_equal(sides[0], sides[1]) or are_equal(sides[0], Node("neg", (sides[1],)))
+    ratio = rational_ratio(*sides)
+    return ratio is not None and are_equal(
+        sides[0], Node("mul", (Node("num", (), ratio), sides[1]))
+    )
 
 
-def _is_percentage(percent: Node, value: Node) -> bool:
-    """Whether the one is a hundred times the other, both rational."""
+def _same_percentage(percent: Node, value: Node) -> bool:
+    """Whether the one is a hundred times the other, or both the same: 50% is 0.5, and 50 of 100.
+
+    But 0.5% is not 0.5, nor 1% 1: what may be a share is read as one.
+    """
     try:
-        many, one = evaluate(percent), evaluate(value)
+        many, one = exact(percent), exact(value)
     except Undecidable:
-        return False
-    return isinstance(many, Fraction) and isinstance(one, Fraction) and many == 100 * one
+        return _same(percent, value)
+    return many == 100 * one or (many == one and abs(many) > 1)

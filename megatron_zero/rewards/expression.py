@@ -9,6 +9,7 @@ numbers, `x^12` has exponent 12 but `\frac12` is one half, `1/2x` is `(1/2)x`, `
 `sin(2x) + 1`, `e`, `i` and `\pi` are constants.
 """
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Optional, Union
@@ -21,7 +22,7 @@ MAX_DIGITS = 400  # of one number, also through 1e400
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon "
-    "Phi Psi Omega hbar ell emptyset varnothing"
+    "Phi Psi Omega hbar ell emptyset angle triangle"
 )
 _SYMBOLS = frozenset(_GREEK_NAMES.split())
 _DECORATIONS = frozenset(["dot", "ddot", "bar", "overline", "hat", "vec", "tilde"])
@@ -182,8 +183,6 @@ class _Parser:
 
     def primary(self, token: Token) -> Node:
         if token.kind == "number":
-            if self.at("_"):  # a numeral in another base is a name: 2516_8
-                return Node("sym", (), token.name + self.subscript())
             return _number(token.name)
         if token.kind == "letter":
             return self.letter(token.name)
@@ -207,6 +206,8 @@ class _Parser:
         name += self.subscript()
         while self.at("'"):
             name += self.take().name
+        if name[0] in ("f", "g") and self.at("("):  # an unknown function
+            return Node("call", (self.group(self.take().name),), name)
         return Node("const", (), name) if name in ("e", "i") else Node("sym", (), name)
 
     def subscript(self) -> str:
@@ -294,6 +295,14 @@ def _joined(kind: str, nodes: list[Node]) -> Node:
 
 
 def _number(text: str) -> Node:
+    whole, _, repeated = text.partition("\\")
+    if repeated:  # 0.1\overline{6} is 0.1 and 6/90
+        places = len(whole.partition(".")[2])
+        period = re.sub(r"\D", "", repeated)
+        if len(whole) + len(period) > MAX_DIGITS:
+            raise ParseError("number too long")
+        rest = Fraction(int(period), (10 ** len(period) - 1) * 10**places)
+        return Node("num", (), Fraction(whole.removesuffix(".") or "0") + rest)
     digits, _, exponent = text.lower().partition("e")
     if len(digits) > MAX_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > MAX_DIGITS:
         raise ParseError("number too long")

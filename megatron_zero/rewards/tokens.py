@@ -28,15 +28,18 @@ _OTHER_SPELLINGS = {
     "\\{": r"\lbrace",
     "\\}": r"\rbrace",
     "|": r"\vert \mid",
+    "\\emptyset": r"\varnothing",
 }
 _ALIASES = {other: name for name, others in _OTHER_SPELLINGS.items() for other in others.split()}
-RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in"])
+RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\equiv"])
 OPENING = frozenset(["(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\begin"])
 CLOSING = frozenset([")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\end"])
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)"
-    r"|\\(?P<matrix>begin|end)\{[pb]?matrix\}"
+    r"\s*(?:(?P<numeral>\d[\dA-Z]*(?:\.\d+)?_(?:\d+|\{ ?\w+ ?\}))"
+    r"|(?P<number>\d*\.\d*\\(?:overline|bar|dot) ?\{?\d+\}?"
+    r"|(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)"
+    r"|\\(?P<matrix>begin|end)\{[pbB]?(?:small)?matrix\}"
     r"|\\text\{(?P<text>[^{}]*)\}"
     r"|(?P<letters>[A-Za-z]+)"
     r"|(?P<mark>\\[A-Za-z]+|\\.|\*\*|<=|>=|!=|[-+*/^_()\[\]{},;=<>|!&']))"
@@ -73,14 +76,17 @@ def tokenize(text: str) -> list[Token]:
         kind = match.lastgroup or ""
         content = match[kind]
         if kind == "letters" and content.lower() in ("and", "or"):
-            if tokens and tokens[-1].name != ",":
-                tokens.append(Token("mark", ",", spaced))
+            if tokens and tokens[-1].name == ",":
+                tokens.pop()
+            tokens.append(Token("mark", "," if content.lower() == "and" else "\\lor", spaced))
         elif kind == "letters":
             tokens += _letter_tokens(content, spaced)
         elif kind == "matrix":
             tokens.append(Token("mark", f"\\{content}", spaced))
         elif kind == "mark":
             tokens.append(Token("mark", _ALIASES.get(content, content), spaced))
+        elif kind == "numeral":  # in another base: a name
+            tokens.append(Token("text", re.sub("[{} ]", "", content), spaced))
         else:
             kind = "letter" if kind == "text" and len(content) == 1 else kind
             tokens.append(Token(kind, content, spaced))
@@ -94,7 +100,7 @@ def _letter_tokens(run: str, spaced: bool) -> list[Token]:
         return [Token("mark", f"\\{lowered}", spaced)]
     if run in ("oo", "inf", "infinity"):
         return [Token("mark", "\\infty", spaced)]
-    if len(run) >= 4:
+    if len(run) >= 4 or (len(run) == 3 and run.isupper()):
         return [Token("word", lowered, spaced)]
     return [Token("letter", letter, spaced and i == 0) for i, letter in enumerate(run)]
 
