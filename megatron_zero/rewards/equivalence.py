@@ -30,7 +30,6 @@ Gold = Union[str, int, float, list, tuple]
 
 _COMMA = frozenset([",", "\\lor"])
 _CUP, _ROW, _CELL, _MOD = (frozenset([name]) for name in ("\\cup", "\\\\", "&", "\\mod"))
-_MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "=": "=", "\\ne": "\\ne"}
 _BOXED = "\\boxed{"
 _PERCENT = re.compile(r"%|\bpercent\b")
 _MIN_WORD = 4
@@ -52,11 +51,24 @@ def is_equivalent(prediction: str, gold: Gold) -> bool:
     Raises:
         ValueError: if `gold` is neither text, a number, nor a sequence of them.
     """
+    return any(_is_equivalent(prediction, text) for text in gold_texts(gold))
+
+
+def gold_texts(gold: Gold) -> list[str]:
+    """The answers of which any counts, as texts.
+
+    Raises:
+        ValueError: if `gold` is neither text, a number, nor a list or tuple of them.
+    """
     if isinstance(gold, (list, tuple)):
-        return any(is_equivalent(prediction, answer) for answer in gold)
+        return [text for answer in gold for text in gold_texts(answer)]
     if isinstance(gold, bool) or not isinstance(gold, (str, int, float)):
         raise ValueError(f"gold answer {gold!r}: must be text, a number, or a list of them")
-    expected, given = _unboxed(str(gold)), _unboxed(prediction)
+    return [str(gold).strip()]
+
+
+def _is_equivalent(prediction: str, gold: str) -> bool:
+    expected, given = _unboxed(gold), _unboxed(prediction)
     if not expected or not given:
         return False
     if given == expected:
@@ -157,8 +169,11 @@ def _parse_element(tokens: list[Token], depth: int) -> Node:
     if len(sides) > 1:
         lengths = [len(side) for side in sides[:-1]]
         positions = [sum(lengths[: i + 1]) + i for i in range(len(lengths))]
-        signs = " ".join(tokens[position].name for position in positions)
-        return Node("relation", _parse_all(sides, depth), signs)
+        signs = [tokens[position].name for position in positions]
+        args = _parse_all(sides, depth)
+        if set(signs) <= {">", "\\ge"}:  # there is only < and \\le
+            args, signs = args[::-1], ["<" if sign == ">" else "\\le" for sign in signs[::-1]]
+        return Node("relation", args, " ".join(signs))
     residue = split(tokens, _MOD)
     if len(residue) == 2:
         return Node("mod", _parse_all(residue, depth))
@@ -230,44 +245,27 @@ def _same_in_any_order(given: Sequence[Node], expected: Sequence[Node]) -> bool:
 
 
 def _same_relation(given: Node, expected: Node) -> bool:
-    r"""Equations up to a factor; `x = 5` and `x \in S` also for their right side alone."""
-    if given.kind != "relation" or expected.kind != "relation":
-        relation, other = (given, expected) if given.kind == "relation" else (expected, given)
-        interval = _as_interval(relation)
-        if interval is not None:
-            return _same(interval, other)
-        left = relation.args[0]  # x, or f(x), or AB, which reads as a product of names, or (x,y)
-        names_it = all(part.kind == "sym" for part in (left.args or (left,)))
-        names_it = names_it and left.kind in ("sym", "mul", "call", "tuple")
-        return (
-            names_it
-            and relation.value in ("=", "\\in", "\\equiv")
-            and _same(relation.args[1], other)
-        )
-    if given.value == expected.value and _same_in_order(given, expected):
-        return True
-    signs = [_MIRRORED.get(sign, "") for sign in str(given.value).split()]
-    mirrored = Node("relation", given.args[::-1], " ".join(reversed(signs)))
-    if mirrored.value == expected.value and _same_in_order(mirrored, expected):
-        return True
-    if given.value == expected.value == "=":
-        return _same_equation(given, expected)
-    return "\\in" in (given.value, expected.value) and _same_membership(given, expected)
+    r"""Equations up to a factor; `x = 5` and `x > 2` are also `5` and the interval."""
+    if given.kind == expected.kind:
+        if given.value == expected.value and _same_in_order(given, expected):
+            return True
+        if given.value == expected.value == "=":
+            return _same_equation(given, expected)
+    sets = [_named(side) if side.kind == "relation" else ((), side) for side in (given, expected)]
+    if None in sets or (given.kind == expected.kind and sets[0][0] != sets[1][0]):
+        return False
+    return _same(sets[0][1], sets[1][1])
 
 
-def _same_membership(given: Node, expected: Node) -> bool:
-    r"""`x \in (2,5]` and `2 < x \le 5`."""
-    member, other = (given, expected) if given.value == "\\in" else (expected, given)
-    same_name = len(member.args) == 2 and member.args[0] in other.args
-    return same_name and _same_relation(other, member.args[1])
-
-
-def _as_interval(relation: Node) -> Optional[Node]:
-    """`2 < x`, `x >= 2` or `2 < x <= 5` as an interval; None for any other relation."""
+def _named(relation: Node) -> Optional[tuple[Node, Node]]:
+    r"""What `x = 5`, `x \in S`, `2 < x` or `2 < x \le 5` name, and what it is; else None."""
     args, signs = relation.args, str(relation.value).split()
-    if all(sign in (">", "\\ge") for sign in signs):
-        args, signs = args[::-1], [_MIRRORED[sign] for sign in signs[::-1]]
-    if not all(sign in ("<", "\\le") for sign in signs):
+    if signs[0] in ("=", "\\in", "\\equiv"):  # x, or f(x), or AB, read as a product, or (x,y)
+        left = args[0]
+        names_it = left.kind in ("sym", "mul", "call", "tuple")
+        names_it &= all(part.kind == "sym" for part in left.args or (left,))
+        return (left, args[1]) if names_it and len(args) == 2 else None
+    if not set(signs) <= {"<", "\\le"}:
         return None
     infinity = Node("const", (), "infty")
     if len(args) == 2 and args[0].kind == "sym":
@@ -277,20 +275,18 @@ def _as_interval(relation: Node) -> Optional[Node]:
     if len(args) != 3 or args[1].kind != "sym":
         return None
     ends = "(["[signs[0] != "<"] + ")]"[signs[1] != "<"]
-    return Node("tuple", (args[0], args[2]), ends)
+    return args[1], Node("tuple", (args[0], args[2]), ends)
 
 
 def _same_equation(given: Node, expected: Node) -> bool:
     """`a = b` and `c = d` are one equation if a - b is a multiple of c - d."""
-    sides = []
-    for equation in (given, expected):
-        if len(equation.args) != 2:
-            return False
-        sides.append(Node("add", (equation.args[0], Node("neg", (equation.args[1],)))))
-    ratio = rational_ratio(*sides)
-    return ratio is not None and are_equal(
-        sides[0], Node("mul", (Node("num", (), ratio), sides[1]))
+    if len(given.args) != 2 or len(expected.args) != 2:
+        return False
+    first, second = (
+        Node("add", (sides[0], Node("neg", (sides[1],)))) for sides in (given.args, expected.args)
     )
+    ratio = rational_ratio(first, second)
+    return ratio is not None and are_equal(first, Node("mul", (Node("num", (), ratio), second)))
 
 
 def _same_percentage(percent: Node, value: Node) -> bool:

@@ -27,6 +27,7 @@ _GREEK_NAMES = (
 _SYMBOLS = frozenset(_GREEK_NAMES.split())
 _DECORATIONS = frozenset(["dot", "ddot", "bar", "overline", "hat", "vec", "tilde"])
 _CLOSES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
+_INTEGER_FRACTION = re.compile(r"\\frac(?:\d|\{\d+\})(?:\d|\{\d+\})")
 _GROUP_FUNCTIONS = {"\\lfloor": "floor", "\\lceil": "ceiling", "|": "abs"}
 
 
@@ -114,8 +115,11 @@ class _Parser:
             elif len(factors) == 1 and self.at_fraction_of_mixed_number():
                 factors = [Node("add", (factors[0], self.fraction()))]
             elif self.starts_factor():
-                if self.peek().kind == self.tokens[self.position - 1].kind == "number":
+                token, before = self.peek(), self.tokens[self.position - 1]
+                if token.kind == before.kind == "number":
                     raise ParseError("two numbers side by side")
+                if any(t.kind == "text" and not t.name.isalpha() for t in (token, before)):
+                    raise ParseError("text beside a formula")
                 factors.append(self.power())
             else:
                 break
@@ -145,10 +149,7 @@ class _Parser:
             return False
         names = [token.name for token in self.tokens[self.position : self.position + 7]]
         if self.at("\\frac"):
-            digits = [name for name in names[1:] if name not in ("{", "}")][:2]
-            shape = ["\\frac", "{", digits[0], "}", "{", digits[-1], "}"] if digits else []
-            short = len(names) > 1 and names[1].isdigit()  # \frac12, \frac1{2}
-            return all(map(str.isdigit, digits)) and bool(digits) and (short or names == shape)
+            return _INTEGER_FRACTION.match("".join(names)) is not None
         ascii_fraction = len(names) > 2 and names[0].isdigit() and names[1] == "/"
         return ascii_fraction and names[2].isdigit() and self.peek().spaced
 
@@ -206,7 +207,9 @@ class _Parser:
         name += self.subscript()
         while self.at("'"):
             name += self.take().name
-        if name[0] in ("f", "g") and self.at("("):  # an unknown function
+        kind_and_end = [(t.kind, t.name) for t in self.tokens[self.position + 1 :][:2]]
+        is_value = kind_and_end and kind_and_end[0][0] == "number" and kind_and_end[-1][1] == ")"
+        if self.at("(") and (name[0] in ("f", "g") or is_value):  # an unknown function
             return Node("call", (self.group(self.take().name),), name)
         return Node("const", (), name) if name in ("e", "i") else Node("sym", (), name)
 
@@ -264,8 +267,8 @@ class _Parser:
         r"""`\sin^2 x` is (sin x)^2 and `\sin^{-1} x` the inverse; `\log_b x` has base b."""
         base: tuple[Node, ...] = ()
         exponent: Optional[Node] = None
-        if name == "log" and self.accept("_"):
-            base = (self.atom(),)
+        if name == "log":  # without a base: one that is not known, so neither 10 nor e
+            base = (self.atom() if self.accept("_") else Node("sym", (), "base of log"),)
         if self.accept("^"):
             exponent = self.group("{") if self.accept("{") else self.signed_power()
         call = Node("call", (self.function_argument(), *base), name)

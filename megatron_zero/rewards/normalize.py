@@ -34,6 +34,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, replacement in (
         (r"\\\$|\$|\\?%|\bpercent\b|(?<!\\)\\[()\[\]]", ""),
         (r"(?<=\d)(?:\{,\}|,\s*\\!|\\[, ])\s*(?=\d{3}(?!\d))", ""),  # 1{,}000 10,\!080 1\,000
+        (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
         (r"\\(?:left|right)(?![A-Za-z])\.?", ""),
         (r"\\(?:[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z])", ""),
         (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
@@ -52,7 +53,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _CLOCK = re.compile(r"(?i)(?<=:\d\d)\s*(?:\\text\{\s*([ap])\.?m\.?\s*\}|([ap])\.?m\b\.?)")
 _DEGREES = re.compile(
     r"(?:\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degree|circ)(?![A-Za-z]))"
-    r"(?:\s*(?:\\text\{\s*)?[CF](?![A-Za-z])\}?)?"
+    r"(?:\s*(?:[CF](?![A-Za-z])|\\text\{\s*[CF]\s*\}))?"
 )
 _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _TEXT = re.compile(

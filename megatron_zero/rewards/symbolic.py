@@ -25,28 +25,16 @@ from megatron_zero.rewards.tokens import FUNCTIONS
 
 MAX_BITS = 20_000  # of any rational: 10^{6000}
 MAX_MIXED_BITS = 400  # of a rational beside symbols, roots or functions
-MAX_FACTORIAL = 1000
+MAX_FACTORIAL = MAX_ROOT_INDEX = 1000
+MAX_HYPERBOLIC = 40  # tanh(40) is 1 - 10^-34
 MAX_SYMBOLS = 10
 MAX_NODES = 200  # different ones, both sides together
-MAX_ROOT_INDEX = 1000
 DIGITS = (40, 300)
 LARGEST, SMALLEST = 120, 40  # powers of ten: |value| < 10^120, and 0 or > 10^-40
 
-# Magnitude and sign of the symbols, in turn: of the first, the second, the third, the first again.
-_POINTS = (
-    (0.3, (1, 1, 1)),
-    (0.4, (-1, -1, -1)),
-    (2.7, (1, 1, 1)),
-    (3.1, (-1, 1, -1)),
-    (2.9, (1, -1, -1)),
-    (1e9, (1, 1, 1)),
-    (2e9, (-1, 1, -1)),
-    (3e9, (1, -1, -1)),
-    (4e9, (-1, -1, -1)),
-)
-_INVERSE = {"cot": "tan", "sec": "cos", "csc": "sin", "coth": "tanh"}
-_INVERSE_ARGUMENT = {"arccot": "atan", "arcsec": "acos", "arccsc": "asin"}
-_PIECEWISE = frozenset(["abs", "root"])
+# Magnitude of the symbols, and signs of the first, second, third; those of the fourth again.
+_SIGNS = ((1, 1, 1), (-1, 1, -1), (1, -1, -1), (-1, -1, 1))
+_POINTS = [(size, signs) for size in (0.3, 2.7, 1e9) for signs in _SIGNS]
 
 Value = Union[Fraction, Any]  # or a real or complex number of an mpmath context
 _contexts = threading.local()  # mpmath changes the precision of a context while it computes
@@ -64,17 +52,28 @@ def are_equal(left: Node, right: Node) -> bool:
     """Whether two expressions are the same number or function of their (real) symbols."""
     if left == right:
         return True
-    both = Node("tuple", (left, right))
-    names = _names(both)
-    if len(names) > MAX_SYMBOLS or any(node.value == "infty" for node in _nodes(both)):
+    nodes = [*_nodes(left), *_nodes(right)]
+    names = _names(nodes)
+    if len(names) > MAX_SYMBOLS or any(node.value == "infty" for node in nodes):
         return False
-    try:
-        if not names:
-            return _agree(both, {}, is_complex=True)
-        is_complex = any(node.kind == "const" and node.value == "i" for node in _nodes(both))
-        return _agree_at_points(both, names, is_complex)
-    except Undecidable:
-        return False
+    is_complex = not names or any(node.kind == "const" and node.value == "i" for node in nodes)
+    is_piecewise = any(node.kind == "call" and node.value in ("abs", "root") for node in nodes)
+    outcomes: set[str] = set()
+    points = [_point(names, *point) for point in (_POINTS if names else _POINTS[:1])]
+    for may_be_complex in (is_complex, True):
+        for point in points:
+            try:
+                if not _agree(left, right, point, may_be_complex):
+                    return False
+                outcomes.add("agree")
+            except _NotReal:
+                outcomes.add("not real")
+            except Undecidable:
+                if is_piecewise:
+                    return False
+        if outcomes != {"not real"}:  # sqrt(-1 - x^2), (-1)^n: not real anywhere
+            break
+    return "agree" in outcomes
 
 
 def exact(node: Node) -> Fraction:
@@ -91,56 +90,30 @@ def exact(node: Node) -> Fraction:
 
 def rational_ratio(first: Node, second: Node) -> Optional[Fraction]:
     """What the first is divided by the second at a point, if defined, as a small fraction."""
-    names = sorted(
-        {str(n.value) for n in _nodes(Node("tuple", (first, second))) if n.kind == "sym"}
-    )
-    evaluation = _Evaluation(DIGITS[0], _point(names, *_POINTS[2]), is_complex=False)
+    names = _names([*_nodes(first), *_nodes(second)])
+    evaluation = _Evaluation(DIGITS[0], _point(names, *_POINTS[4]), is_complex=False)
     try:
         values = [evaluation.number(evaluation.value(node)) for node in (first, second)]
-    except Undecidable:
+        ratio = evaluation.checked(evaluation.number(values[0] / values[1]), values)
+    except (Undecidable, ZeroDivisionError):
         return None
-    if any(abs(value) < evaluation.largest * evaluation.tolerance for value in values):
-        return None
-    ratio = evaluation.context.mpf(values[0] / values[1])
-    return Fraction(str(ratio)).limit_denominator(10**6)
+    return Fraction(str(ratio)).limit_denominator(10**6) if names and ratio else None
 
 
 def _point(names: list[str], size: float, signs: tuple[int, ...]) -> dict[str, Fraction]:
-    return {
-        name: Fraction(round(size * 1000), 1000) * signs[i % 3] * Fraction(811 + 7 * i, 809 + i)
-        for i, name in enumerate(names)
-    }
-
-
-def _names(node: Node) -> list[str]:
-    return sorted({str(below.value) for below in _nodes(node) if below.kind == "sym"})
+    unit = Fraction(round(size * 1000), 1000)
+    return {n: unit * signs[i % 3] * Fraction(811 + 7 * i, 809 + i) for i, n in enumerate(names)}
 
 
 def _nodes(node: Node) -> list[Node]:
     return [node, *(below for arg in node.args for below in _nodes(arg))]
 
 
-def _agree_at_points(both: Node, names: list[str], is_complex: bool) -> bool:
-    """At all points where both are real; if there is none, at all where they have any value."""
-    agreed = 0
-    outside = False
-    piecewise = any(n.kind == "call" and n.value in _PIECEWISE for n in _nodes(both))
-    for size, signs in _POINTS:
-        try:
-            if not _agree(both, _point(names, size, signs), is_complex=is_complex):
-                return False
-            agreed += 1
-        except _NotReal:
-            outside = True
-        except Undecidable:
-            if piecewise:
-                raise
-    if not agreed and outside and not is_complex:
-        return _agree_at_points(both, names, True)
-    return agreed >= 2
+def _names(nodes: list[Node]) -> list[str]:
+    return sorted({str(node.value) for node in nodes if node.kind == "sym"})
 
 
-def _agree(both: Node, point: dict[str, Fraction], *, is_complex: bool) -> bool:
+def _agree(left: Node, right: Node, point: dict[str, Fraction], is_complex: bool) -> bool:
     """Whether two expressions have the same value at a point.
 
     Raises:
@@ -148,7 +121,7 @@ def _agree(both: Node, point: dict[str, Fraction], *, is_complex: bool) -> bool:
     """
     for digits in DIGITS:
         evaluation = _Evaluation(digits, point, is_complex=is_complex)
-        first, second = map(evaluation.value, both.args)
+        first, second = evaluation.value(left), evaluation.value(right)
         if isinstance(first, Fraction) and isinstance(second, Fraction):
             return first == second
         difference = evaluation.number(first) - evaluation.number(second)
@@ -161,7 +134,11 @@ class _Evaluation:
     """Values at one point, with one number of digits."""
 
     def __init__(self, digits: int, point: dict[str, Fraction], *, is_complex: bool) -> None:
-        self.context = _context(digits)
+        contexts = _contexts.__dict__
+        if digits not in contexts:
+            contexts[digits] = mpmath.MPContext()
+            contexts[digits].dps = digits
+        self.context = contexts[digits]
         self.point, self.is_complex, self.digits = point, is_complex, digits
         self.tolerance = self.context.mpf(10) ** -(digits * 4 // 5)
         self.largest = self.context.one
@@ -182,9 +159,7 @@ class _Evaluation:
     def computed(self, node: Node) -> Value:
         if isinstance(node.value, Fraction):
             return node.value
-        if node.kind == "sym" and not self.point:
-            raise Undecidable("a symbol")
-        if node.kind == "sym":
+        if node.kind == "sym" and self.point:
             return self.number(self.point[str(node.value)])
         if node.kind == "const":
             return {"pi": +self.context.pi, "e": +self.context.e, "i": self.context.j}[node.value]
@@ -218,10 +193,10 @@ class _Evaluation:
         if isinstance(value, self.context.mpc):
             if abs(value.imag) <= self.tolerance * max(1, abs(value)):
                 value = value.real
-            elif not self.is_complex and not any(isinstance(a, self.context.mpc) for a in args):
+            elif not self.is_complex:
                 raise _NotReal
         size = abs(value)
-        if not self.context.isfinite(size) or size > self.context.mpf(10) ** LARGEST:
+        if not size <= self.context.mpf(10) ** LARGEST:  # nor NaN
             raise Undecidable("value too large")
         self.largest = max(self.largest, size)
         if self.digits == DIGITS[-1] and 0 < size < self.context.mpf(10) ** -SMALLEST:
@@ -233,50 +208,30 @@ class _Evaluation:
     def apply(self, node: Node, args: list[Value], numbers: list[Value]) -> Value:
         """One operation on numbers, `args` having the exact ones among them."""
         context, first, name = self.context, numbers[0], str(node.value)
-        if node.kind == "add":
-            return context.fsum(numbers)
-        if node.kind == "mul":
-            return self.product(numbers)
+        if node.kind in ("add", "mul"):
+            return (context.fsum if node.kind == "add" else context.fprod)(numbers)
         if node.kind == "pow":
             return self.power(first, numbers[1])
+        if name == "exp":
+            return self.power(+context.e, first)
         if name == "root":
             return self.root(first, args[1], numbers[1])
-        if name in ("factorial", "binomial"):
-            if any(abs(number) > MAX_FACTORIAL for number in numbers):
-                raise Undecidable(f"argument of {name}")
-            return getattr(context, name)(*numbers)
         if name in ("floor", "ceiling"):
             return self.rounded(name, first)
-        if name == "abs":
-            return abs(first)
-        if name in ("exp", "sinh", "cosh", "tanh", "coth"):
-            return self.exponential(name, first)
-        if name in ("log", "ln"):
-            base = self.logarithm(numbers[1]) if len(numbers) > 1 else 1
-            return self.logarithm(first) / base
-        if name in _INVERSE_ARGUMENT:
-            return getattr(context, _INVERSE_ARGUMENT[name])(1 / first)
-        if name in _INVERSE:
-            return 1 / self.checked(getattr(context, _INVERSE[name])(first), [first])
-        if name not in FUNCTIONS:  # unknown: a value that depends on name and argument alone
-            return context.cos(first * (zlib.crc32(name.encode()) % 97 + 1)) + first / 7
-        return getattr(context, name.replace("arc", "a"))(first)
-
-    def product(self, numbers: list[Value]) -> Value:
-        total = self.context.one
-        for number in numbers:
-            total = self.checked(total * number, [total, number])
-        return total
-
-    def logarithm(self, number: Value) -> Value:
-        return self.checked(self.context.log(number), [number])
+        bounds = {"factorial": MAX_FACTORIAL, "binomial": MAX_FACTORIAL}
+        bounds |= dict.fromkeys(("sinh", "cosh", "tanh", "coth"), MAX_HYPERBOLIC)
+        if any(abs(number) > bounds.get(name, math.inf) for number in numbers):
+            raise Undecidable(f"argument of {name}")
+        if name in FUNCTIONS or name in ("abs", "factorial", "binomial"):
+            function = {"abs": "fabs"}.get(name, name.replace("arc", "a"))
+            return getattr(context, function)(*numbers)
+        # An unknown function: a value that depends on its name and argument alone.
+        return context.cos(first * (zlib.crc32(name.encode()) % 97 + 1)) + first / 7
 
     def power(self, base: Value, exponent: Value) -> Value:
-        if base == 0:
-            if self.context.re(exponent) <= 0:
-                raise Undecidable("a power of 0")
-            return self.context.zero
-        if abs(exponent) * abs(self.context.log(abs(base))) > LARGEST * 3:
+        if base == 0 and self.context.re(exponent) <= 0:
+            raise Undecidable("a power of 0")
+        if base != 0 and abs(exponent * self.context.log(abs(base))) > LARGEST * 3:
             raise Undecidable("power too large")
         return self.context.power(base, exponent)
 
@@ -289,31 +244,13 @@ class _Evaluation:
             return -self.power(-radicand, 1 / index)
         return self.power(radicand, 1 / index)
 
-    def exponential(self, name: str, number: Value) -> Value:
-        """By way of e^x and e^-x, so that `checked` sees how near tanh(x) is to 1."""
-        up = self.checked(self.power(+self.context.e, number), [number])
-        down = self.checked(1 / up, [up])
-        sinh, cosh = self.checked((up - down) / 2, [up]), (up + down) / 2
-        if name in ("tanh", "coth"):
-            return sinh / cosh if name == "tanh" else cosh / sinh
-        return {"exp": up, "sinh": sinh, "cosh": cosh}[name]
-
     def rounded(self, name: str, number: Value) -> Value:
         """Floor or ceiling of a constant; of symbols, something that the argument determines."""
         if self.point:
             return self.context.cos(5 * number) + (3 if name == "floor" else 4) * number / 11
         if abs(number - self.context.nint(number)) <= self.context.mpf(10) ** -15:
             raise Undecidable("too near to an integer")
-        return getattr(self.context, {"floor": "floor", "ceiling": "ceil"}[name])(number)
-
-
-def _context(digits: int) -> Any:
-    """This thread's mpmath context of so many digits."""
-    contexts = _contexts.__dict__
-    if digits not in contexts:
-        contexts[digits] = mpmath.MPContext()
-        contexts[digits].dps = digits
-    return contexts[digits]
+        return getattr(self.context, name[:5].replace("ceili", "ceil"))(number)
 
 
 def _bits(value: Fraction) -> int:
@@ -322,7 +259,7 @@ def _bits(value: Fraction) -> int:
 
 def _rational(node: Node, args: list[Fraction]) -> Optional[Fraction]:
     """An operation on rationals if its result is rational by arithmetic alone, else None."""
-    name = node.value
+    name = str(node.value)
     if node.kind in ("add", "mul"):
         if sum(map(_bits, args)) > MAX_BITS:
             raise Undecidable("number too large")
@@ -334,9 +271,8 @@ def _rational(node: Node, args: list[Fraction]) -> Optional[Fraction]:
             raise Undecidable(f"argument of {name}")
         function = math.factorial if name == "factorial" else math.comb
         return Fraction(function(*(arg.numerator for arg in args)))
-    if name in ("floor", "ceiling", "abs"):
-        return Fraction({"floor": math.floor, "ceiling": math.ceil, "abs": abs}[name](args[0]))
-    return None
+    rounding = {"floor": math.floor, "ceiling": math.ceil, "abs": abs}.get(name)
+    return Fraction(rounding(args[0])) if rounding else None
 
 
 def _integer_power(base: Fraction, exponent: int) -> Fraction:

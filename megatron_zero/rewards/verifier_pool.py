@@ -32,7 +32,8 @@ from typing import Optional
 
 import megatron_zero
 from megatron_zero.config import ANSWER_FORMATS, fail
-from megatron_zero.rewards.base import apply_truncation, verdict
+from megatron_zero.rewards.base import verdict
+from megatron_zero.rewards.equivalence import Gold, gold_texts
 from megatron_zero.rewards.math import find_answer
 from megatron_zero.rewards.normalize import MAX_ANSWER_CHARS
 from megatron_zero.types import Graded
@@ -42,42 +43,42 @@ MAX_START_FAILURES = 3  # in a row
 # The worker's whole environment: nothing of torchrun's, CUDA's or NCCL's.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
 
-_Item = tuple[Optional[str], tuple[str, ...]]  # answer, golds
+_CHUNK_ITEMS, _CHUNK_BYTES = 32, 30_000  # given to a worker at once; a pipe holds 64 KiB
 
-__all__ = ["VerifierPool", "apply_truncation"]
+_Item = tuple[Optional[str], tuple[str, ...]]  # answer, golds
 
 
 class VerifierPool:
-    """Grades responses in `num_workers` processes; one pool per rank.
+    """Grades responses in `num_workers` processes; one pool per rank, usable from any thread.
 
     A thread per worker waits for it. Workers die with the thread that started them: the first ones
     with the one that makes the pool.
 
     Args:
-        answer_format: where answers are found: "boxed" or "answer_tag" (see `rewards.math`).
         num_workers: processes, started here and replaced when they fail.
-        timeout_s: wall-clock seconds one item may take, from when it is given to a worker.
-        memory_limit_mib: address space a worker may add to what it has after its imports.
+        timeout_s: wall-clock seconds one item may take, from when its worker turns to it.
+        memory_mb: MiB of address space a worker may add to what it has after its imports.
+        answer_format: where answers are found: "boxed" or "answer_tag" (see `rewards.math`).
 
     Example:
-        with VerifierPool("boxed", num_workers=1, timeout_s=5.0, memory_limit_mib=1024) as pool:
-            graded = pool.grade([("so \\boxed{0.5}", ("1/2",))])  # one Graded, outcome "correct"
+        with VerifierPool(num_workers=1, timeout_s=5.0, memory_mb=1024) as pool:
+            graded = pool.grade([("so \\boxed{0.5}", "1/2")])  # one Graded, outcome "correct"
 
     Raises:
         ValueError: for settings out of range.
     """
 
     def __init__(
-        self, answer_format: str, *, num_workers: int, timeout_s: float, memory_limit_mib: int
+        self, num_workers: int, timeout_s: float, memory_mb: int, answer_format: str = "boxed"
     ) -> None:
         if answer_format not in ANSWER_FORMATS:
             fail("answer_format", answer_format, f"must be one of {ANSWER_FORMATS}")
-        sizes = {"num_workers": num_workers, "memory_limit_mib": memory_limit_mib}
-        for name, size in {**sizes, "timeout_s": timeout_s}.items():
+        sizes = {"num_workers": num_workers, "timeout_s": timeout_s, "memory_mb": memory_mb}
+        for name, size in sizes.items():
             if size <= 0:
                 fail(name, size, "must be above 0")
         self.answer_format = answer_format
-        command = worker_command(timeout_s, memory_limit_mib)
+        command = worker_command(timeout_s, memory_mb)
         self._workers = [_Worker(command, timeout_s) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -103,59 +104,72 @@ class VerifierPool:
         """The processes at this moment."""
         return tuple(worker.process.pid for worker in self._workers)
 
-    def grade(self, items: Sequence[tuple[str, Sequence[str]]]) -> list[Graded]:
-        """Grade (response text, answers of which any counts) pairs; results in the same order.
+    def grade(self, items: Sequence[tuple[str, Gold]]) -> list[Graded]:
+        """Grade (response text, gold answer or several) pairs; results in the same order.
 
         Equal answers to the same golds are graded once. Rewards are before the rule for truncated
         responses (`apply_truncation`).
 
         Raises:
-            ValueError: if the pool is closed, or answers are a string instead of a sequence.
+            ValueError: if the pool is closed, or a gold answer is none.
             RuntimeError: if workers cannot be started.
         """
         if self._closed:
             raise ValueError("the verifier pool is closed")
         found: list[tuple[bool, _Item]] = []
-        for response, answers in items:
-            if isinstance(answers, str):
-                raise ValueError(f"answers={answers!r}: must be a sequence of strings")
+        for response, gold in items:
             formatted, answer = find_answer(response, self.answer_format)
-            found.append((formatted, (answer, tuple(str(gold).strip() for gold in answers))))
+            found.append((formatted, (answer, tuple(gold_texts(gold)))))
         outcomes = {item: _trivial_outcome(*item) for _, item in found}
         waiting = [item for item, outcome in outcomes.items() if not outcome]
-        outcomes |= zip(waiting, self._threads.map(self._outcome, waiting), strict=True)
+        size = min(_CHUNK_ITEMS, -(-len(waiting) // (4 * len(self._workers))))
+        chunks = [waiting[i : i + size] for i in range(0, len(waiting), size or 1)]
+        for chunk, results in zip(chunks, self._threads.map(self._outcomes, chunks), strict=True):
+            outcomes |= zip(chunk, results, strict=True)
         return [verdict(formatted, outcomes[item]) for formatted, item in found]
 
-    def _outcome(self, item: _Item) -> str:
+    def _outcomes(self, items: list[_Item]) -> list[str]:
         worker = self._idle.get()
         try:
-            return worker.outcome(item)
+            return worker.outcomes(items)
         finally:
             self._idle.put(worker)
 
 
 class _Worker:
-    """One process at a time, replaced when it fails; for one item at a time."""
+    """One process at a time, replaced when it fails."""
 
     def __init__(self, command: list[str], timeout_s: float) -> None:
         self._command, self._timeout_s = command, timeout_s
         self._start()
 
-    def outcome(self, item: _Item) -> str:
-        """Have one item graded; whatever the process does to it, another one takes the next."""
-        self._make_ready()
-        answer, golds = item
-        line = json.dumps([answer, [gold for gold in golds if len(gold) <= MAX_ANSWER_CHARS]])
-        outcome, reusable = "crash", False
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it just ended: seen as no reply
-                self.process.stdin.write(line.encode() + b"\n")
-            outcome, _, retire = self._reply(self._timeout_s).partition(" ")
-            reusable = outcome in ("correct", "wrong") and not retire
-        finally:
-            if not reusable:
-                self._replace()
-        return outcome
+    def outcomes(self, items: list[_Item]) -> list[str]:
+        """Have items graded, written ahead; one at which the process fails costs no other."""
+        lines = [
+            json.dumps([answer, [gold for gold in golds if len(gold) <= MAX_ANSWER_CHARS]]) + "\n"
+            for answer, golds in items
+        ]
+        found: list[str] = []
+        while len(found) < len(items):
+            self._make_ready()
+            reusable = False
+            try:
+                end = len(found) + 1
+                while end < len(items) and sum(map(len, lines[len(found) : end])) < _CHUNK_BYTES:
+                    end += 1
+                with contextlib.suppress(BrokenPipeError):  # it just ended: seen as no reply
+                    self.process.stdin.write("".join(lines[len(found) : end]).encode())
+                for _ in range(len(found), end):
+                    reusable = False
+                    outcome, _, retire = self._reply(self._timeout_s).partition(" ")
+                    found.append(outcome)
+                    reusable = outcome in ("correct", "wrong") and not retire
+                    if not reusable:
+                        break
+            finally:
+                if not reusable:
+                    self._replace()
+        return found
 
     def _make_ready(self) -> None:
         for _ in range(MAX_START_FAILURES):
@@ -202,10 +216,10 @@ class _Worker:
             pass
 
 
-def worker_command(timeout_s: float, memory_limit_mib: int) -> list[str]:
+def worker_command(timeout_s: float, memory_mb: int) -> list[str]:
     """How a worker is started; `-P` keeps the current directory out of its imports."""
     module = "megatron_zero.rewards.worker"
-    limits = [str(os.getpid()), str(timeout_s), str(memory_limit_mib)]
+    limits = [str(os.getpid()), str(timeout_s), str(memory_mb)]
     return [sys.executable, "-P", "-m", module, *limits]
 
 

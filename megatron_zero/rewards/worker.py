@@ -60,11 +60,11 @@ def grade_line(line: bytes) -> str:
 
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends. Arguments: parent pid, timeout in s, memory in MiB."""
-    parent_pid, timeout_s, memory_limit_mib = arguments
+    parent_pid, timeout_s, memory_mb = arguments
     die_with_parent(int(parent_pid))
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed must not look like a reply
-    room = int(memory_limit_mib) * MIB
+    room = int(memory_mb) * MIB
     tired = limit(resource.RLIMIT_AS, address_space_bytes() + room) - room // 2
     os.write(replies, b"ready\n")
     for line in sys.stdin.buffer:

@@ -137,7 +137,7 @@ def _algebra() -> list[str]:
         found += [rf"\{name}(2)" * 60]
     found += ["<".join(["x"] * 100), "=".join(["1"] * 150), r"\cup".join(["(1,2)"] * 60)]
     found += [r"\begin{pmatrix}" + r"\\".join(["&".join("1" * 12)] * 12) + r"\end{pmatrix}"]
-    return found + [r"\lfloor \pi^{100000} \rfloor", r"\lfloor e^{e^{10}} \rfloor", "1/0", "0/0"]
+    return [*found, r"\lfloor \pi^{100000} \rfloor", r"\lfloor e^{e^{10}} \rfloor", "1/0", "0/0"]
 
 
 def _code(path: str) -> list[str]:
