@@ -30,13 +30,10 @@ Gold = Union[str, int, float, list, tuple]
 
 _COMMA = frozenset([",", "\\lor"])
 _CUP, _ROW, _CELL, _MOD = (frozenset([name]) for name in ("\\cup", "\\\\", "&", "\\mod"))
-_BOXED = "\\boxed{"
 _PERCENT = re.compile(r"%|\bpercent\b")
-_MIN_WORD = 4
-_SHORT_WORDS = ("no", "yes", "odd", "one", "two", "six", "ten")
 # 1,000 is not the list of 1 and 0, nor 2024-01-05 a difference.
 _NO_LIST = re.compile(r"\d,0\d\d(?!\d)|^\d{1,4}-\d\d?-\d{1,4}$|\d+/\d\d?/\d{4}")
-_WORDS = re.compile(r"[A-Za-z\s,.()'-]+")
+_WORDS = re.compile(r"(?i)no|yes|odd|one|two|six|ten|[a-z\s,.()'-]{4,}")
 _THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
 
@@ -68,11 +65,9 @@ def gold_texts(gold: Gold) -> list[str]:
 
 
 def _is_equivalent(prediction: str, gold: str) -> bool:
-    expected, given = _unboxed(gold), _unboxed(prediction)
-    if not expected or not given:
-        return False
+    expected, given = gold.strip(), prediction.strip()
     if given == expected:
-        return True
+        return given != ""
     if max(len(given), len(expected)) > norm.MAX_ANSWER_CHARS:
         return False
     (given_clean, given_unit), (expected_clean, expected_unit) = map(norm.clean, (given, expected))
@@ -90,20 +85,11 @@ def _is_equivalent(prediction: str, gold: str) -> bool:
     return any(same(*pair) for pair in pairs)
 
 
-def _unboxed(answer: str) -> str:
-    answer = answer.strip()
-    boxed = answer.startswith(_BOXED) and answer.endswith("}")
-    return answer[len(_BOXED) : -1].strip() if boxed else answer
-
-
 def _same_text(given: str, expected: str) -> bool:
     """Equality of canonical strings; words in either case, but `ab` is not `AB`."""
-    if given == expected:
-        return given != ""
-    if len(given) < _MIN_WORD and given.lower() not in _SHORT_WORDS:
-        return False
-    both_words = _WORDS.fullmatch(given) and _WORDS.fullmatch(expected)
-    return bool(both_words) and given.casefold() == expected.casefold()
+    if _WORDS.fullmatch(given) and _WORDS.fullmatch(expected):
+        return given.casefold() == expected.casefold()
+    return given == expected != ""
 
 
 def _readings(cleaned: str) -> list[Node]:
@@ -139,48 +125,37 @@ def parse_answer(cleaned: str) -> Node:
 
 def _parse_list(tokens: list[Token], depth: int) -> Node:
     """Elements between commas; one alone is itself."""
-    parts = [version for part in split(tokens, _COMMA) for version in _signs(part)]
-    elements = _parse_all(parts, depth)
+    parts, separators = split(tokens, _COMMA)
+    elements = _parse_all([version for part in parts for version in _signs(part)], depth)
     if len(elements) == 1:
         return elements[0]
-    return Node("list", elements, "or" if any(token.name == "\\lor" for token in tokens) else None)
+    return Node("list", elements, "or" if "\\lor" in separators else None)
 
 
 def _signs(tokens: list[Token]) -> list[list[Token]]:
     r"""`a \pm b` is `a + b` and `a - b`; without such a sign, the tokens themselves."""
-    names = {token.name for token in tokens if token.kind == "mark"}
     is_set = tokens[:1] and tokens[0].name in ("{", "\\{") and first_closes_last(tokens)
-    if is_set or not names & {"\\pm", "\\mp"}:
+    if is_set or not any(token.name in ("\\pm", "\\mp") for token in tokens):
         return [tokens]
-    versions = []
-    for plus, minus in (("+", "-"), ("-", "+")):
-        swap = {"\\pm": Token("mark", plus), "\\mp": Token("mark", minus)}
-        versions.append([swap.get(token.name, token) for token in tokens])
-    return versions
+    swaps = [{"\\pm": Token("mark", a), "\\mp": Token("mark", b)} for a, b in ("+-", "-+")]
+    return [[swap.get(token.name, token) for token in tokens] for swap in swaps]
 
 
 def _parse_element(tokens: list[Token], depth: int) -> Node:
     if depth > MAX_STRUCTURE_DEPTH:
         raise ParseError("nested too deeply")
-    operands = split(tokens, _CUP)
-    if len(operands) > 1:
-        return Node("union", _parse_all(operands, depth))
-    sides = split(tokens, RELATIONS)
-    if len(sides) > 1:
-        lengths = [len(side) for side in sides[:-1]]
-        positions = [sum(lengths[: i + 1]) + i for i in range(len(lengths))]
-        signs = [tokens[position].name for position in positions]
-        args = _parse_all(sides, depth)
+    for kind, separators in (("union", _CUP), ("relation", RELATIONS), ("mod", _MOD)):
+        parts, signs = split(tokens, separators)
+        if not signs:
+            continue
+        args = _parse_all(parts, depth)
         if set(signs) <= {">", "\\ge"}:  # there is only < and \\le
             args, signs = args[::-1], ["<" if sign == ">" else "\\le" for sign in signs[::-1]]
-        return Node("relation", args, " ".join(signs))
-    residue = split(tokens, _MOD)
-    if len(residue) == 2:
-        return Node("mod", _parse_all(residue, depth))
+        return Node(kind, args, " ".join(signs))
     if len(tokens) > 2 and tokens[0].kind == tokens[-1].kind == "mark":
         ends = (tokens[0].name, tokens[-1].name)
         if ends == ("\\begin", "\\end"):
-            rows = [split(row, _CELL) for row in split(tokens[1:-1], _ROW) if row]
+            rows = [split(row, _CELL)[0] for row in split(tokens[1:-1], _ROW)[0] if row]
             return Node("matrix", tuple(Node("tuple", _parse_all(row, depth), "&") for row in rows))
         if ends in (("\\{", "\\}"), ("{", "}")) and first_closes_last(tokens):
             inner = _parse_list(tokens[1:-1], depth)
@@ -188,7 +163,7 @@ def _parse_element(tokens: list[Token], depth: int) -> Node:
         if tokens[1].name == "\\begin" and first_closes_last(tokens):
             return _parse_element(tokens[1:-1], depth + 1)
         if ends[0] in ("(", "[") and ends[1] in (")", "]") and first_closes_last(tokens):
-            parts = split(tokens[1:-1], _COMMA)
+            parts, _ = split(tokens[1:-1], _COMMA)
             if len(parts) > 1:
                 return Node("tuple", _parse_all(parts, depth), "".join(ends))
     return parse_expression(tokens)
@@ -210,7 +185,7 @@ def _same(given: Node, expected: Node) -> bool:
         if pieces.value != "or" or any(piece.kind != "relation" for piece in pieces.args):
             return False
         return _same_in_any_order(given.args, expected.args)
-    if kinds == {"mod"}:
+    if kinds == {"mod"} and len(given.args) == len(expected.args) == 2:
         return are_equal(given.args[1], expected.args[1]) and _same_residue(given, expected)
     if kinds & {"tuple", "matrix"}:
         same_kind = given.kind == expected.kind and given.value == expected.value

@@ -9,7 +9,6 @@ numbers, `x^12` has exponent 12 but `\frac12` is one half, `1/2x` is `(1/2)x`, `
 `sin(2x) + 1`, `e`, `i` and `\pi` are constants.
 """
 
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Optional, Union
@@ -27,7 +26,6 @@ _GREEK_NAMES = (
 _SYMBOLS = frozenset(_GREEK_NAMES.split())
 _DECORATIONS = frozenset(["dot", "ddot", "bar", "overline", "hat", "vec", "tilde"])
 _CLOSES = {"(": ")", "[": "]", "{": "}", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil", "|": "|"}
-_INTEGER_FRACTION = re.compile(r"\\frac(?:\d|\{\d+\})(?:\d|\{\d+\})")
 _GROUP_FUNCTIONS = {"\\lfloor": "floor", "\\lceil": "ceiling", "|": "abs"}
 
 
@@ -61,20 +59,18 @@ class _Parser:
     """Recursive descent; one method per level of precedence."""
 
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = list(tokens)  # `digit` splits numbers in place
+        self.tokens = [*tokens, Token("end", "")]
         self.position = 0
         self.depth = 0
         self.open_bars = 0  # inside |…| a bar closes
 
     def peek(self) -> Token:
-        if self.position < len(self.tokens):
-            return self.tokens[self.position]
-        return Token("end", "")
+        return self.tokens[self.position]
 
     def take(self) -> Token:
+        self.position += 1
         if self.position == len(self.tokens):
             raise ParseError("unexpected end")
-        self.position += 1
         return self.tokens[self.position - 1]
 
     def enter(self) -> None:
@@ -112,8 +108,6 @@ class _Parser:
                 factors.append(self.signed_power())
             elif self.accept("/"):
                 factors.append(_reciprocal(self.signed_power()))
-            elif len(factors) == 1 and self.at_fraction_of_mixed_number():
-                factors = [Node("add", (factors[0], self.fraction()))]
             elif self.starts_factor():
                 token, before = self.peek(), self.tokens[self.position - 1]
                 if token.kind == before.kind == "number":
@@ -143,29 +137,10 @@ class _Parser:
             return self.open_bars == 0
         return token.name in _CLOSES or (token.name not in CLOSING and token.name[1:].isalpha())
 
-    def at_fraction_of_mixed_number(self) -> bool:
-        r"""After an integer: a fraction of two integers, as in `2\frac{1}{2}` or `1 2/3`."""
-        if not self.tokens[self.position - 1].name.isdigit():
-            return False
-        names = [token.name for token in self.tokens[self.position : self.position + 7]]
-        if self.at("\\frac"):
-            return _INTEGER_FRACTION.match("".join(names)) is not None
-        ascii_fraction = len(names) > 2 and names[0].isdigit() and names[1] == "/"
-        return ascii_fraction and names[2].isdigit() and self.peek().spaced
-
-    def fraction(self) -> Node:
-        if self.at("\\frac"):
-            return self.command(self.take().name[1:])
-        numerator = _number(self.take().name)
-        self.take()
-        return Node("mul", (numerator, _reciprocal(_number(self.take().name))))
-
     def power(self) -> Node:
         base = self.atom()
         if self.accept("!"):
             base = Node("call", (base,), "factorial")
-            if self.at("!"):
-                raise ParseError("double factorial")
         return self.exponent_of(base)
 
     def exponent_of(self, base: Node) -> Node:
@@ -207,9 +182,7 @@ class _Parser:
         name += self.subscript()
         while self.at("'"):
             name += self.take().name
-        kind_and_end = [(t.kind, t.name) for t in self.tokens[self.position + 1 :][:2]]
-        is_value = kind_and_end and kind_and_end[0][0] == "number" and kind_and_end[-1][1] == ")"
-        if self.at("(") and (name[0] in ("f", "g") or is_value):  # an unknown function
+        if self.at("(") and name[0] in ("f", "g"):  # an unknown function
             return Node("call", (self.group(self.take().name),), name)
         return Node("const", (), name) if name in ("e", "i") else Node("sym", (), name)
 
@@ -229,12 +202,10 @@ class _Parser:
         return "".join(names)
 
     def command(self, name: str) -> Node:
-        if name == "frac":
-            numerator = self.argument()
-            return Node("mul", (numerator, _reciprocal(self.argument())))
-        if name == "binom":
-            top = self.argument()
-            return Node("call", (top, self.argument()), "binomial")
+        if name in ("frac", "binom"):
+            top, bottom = self.argument(), self.argument()
+            binomial = Node("call", (top, bottom), "binomial")
+            return binomial if name == "binom" else Node("mul", (top, _reciprocal(bottom)))
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
@@ -248,11 +219,9 @@ class _Parser:
         raise ParseError(f"unknown command {name!r}")
 
     def argument(self) -> Node:
-        r"""One argument of \frac: a group, or a single character (`\frac12` is 1 over 2)."""
-        token = self.peek()
-        if token.kind == "number" and len(token.name) > 1:
-            self.tokens[self.position] = Token("number", token.name[1:])
-            return _number(token.name[0])
+        r"""One argument of \frac, a group: `clean` has put braces around single digits."""
+        if self.peek().kind == "number" and len(self.peek().name) > 1:
+            raise ParseError("a number without braces")
         return self.atom()
 
     def root(self) -> Node:
@@ -275,8 +244,6 @@ class _Parser:
         if exponent is None:
             return self.exponent_of(call) if self.tokens[self.position - 1].name == ")" else call
         if exponent == Node("neg", (Node("num", (), Fraction(1)),)):
-            if f"arc{name}" not in FUNCTIONS:
-                raise ParseError(f"unknown inverse of {name}")
             return Node("call", call.args, f"arc{name}")
         return Node("pow", (call, exponent))
 
@@ -298,14 +265,6 @@ def _joined(kind: str, nodes: list[Node]) -> Node:
 
 
 def _number(text: str) -> Node:
-    whole, _, repeated = text.partition("\\")
-    if repeated:  # 0.1\overline{6} is 0.1 and 6/90
-        places = len(whole.partition(".")[2])
-        period = re.sub(r"\D", "", repeated)
-        if len(whole) + len(period) > MAX_DIGITS:
-            raise ParseError("number too long")
-        rest = Fraction(int(period), (10 ** len(period) - 1) * 10**places)
-        return Node("num", (), Fraction(whole.removesuffix(".") or "0") + rest)
     digits, _, exponent = text.lower().partition("e")
     if len(digits) > MAX_DIGITS or len(exponent) > 4 or abs(int(exponent or 0)) > MAX_DIGITS:
         raise ParseError("number too long")

@@ -216,16 +216,14 @@ class _Evaluation:
             return self.power(+context.e, first)
         if name == "root":
             return self.root(first, args[1], numbers[1])
-        if name in ("floor", "ceiling"):
-            return self.rounded(name, first)
-        bounds = {"factorial": MAX_FACTORIAL, "binomial": MAX_FACTORIAL}
-        bounds |= dict.fromkeys(("sinh", "cosh", "tanh", "coth"), MAX_HYPERBOLIC)
-        if any(abs(number) > bounds.get(name, math.inf) for number in numbers):
+        bound = MAX_HYPERBOLIC if name.endswith("h") else math.inf
+        bound = MAX_FACTORIAL if name in ("factorial", "binomial") else bound
+        if any(abs(number) > bound for number in numbers):
             raise Undecidable(f"argument of {name}")
         if name in FUNCTIONS or name in ("abs", "factorial", "binomial"):
             function = {"abs": "fabs"}.get(name, name.replace("arc", "a"))
             return getattr(context, function)(*numbers)
-        # An unknown function: a value that depends on its name and argument alone.
+        # Unknown, as f, or not analytic, as floor: depends on the name and the argument alone.
         return context.cos(first * (zlib.crc32(name.encode()) % 97 + 1)) + first / 7
 
     def power(self, base: Value, exponent: Value) -> Value:
@@ -244,14 +242,6 @@ class _Evaluation:
             return -self.power(-radicand, 1 / index)
         return self.power(radicand, 1 / index)
 
-    def rounded(self, name: str, number: Value) -> Value:
-        """Floor or ceiling of a constant; of symbols, something that the argument determines."""
-        if self.point:
-            return self.context.cos(5 * number) + (3 if name == "floor" else 4) * number / 11
-        if abs(number - self.context.nint(number)) <= self.context.mpf(10) ** -15:
-            raise Undecidable("too near to an integer")
-        return getattr(self.context, name[:5].replace("ceili", "ceil"))(number)
-
 
 def _bits(value: Fraction) -> int:
     return max(value.numerator.bit_length(), value.denominator.bit_length())
@@ -265,7 +255,14 @@ def _rational(node: Node, args: list[Fraction]) -> Optional[Fraction]:
             raise Undecidable("number too large")
         return Fraction(sum(args) if node.kind == "add" else math.prod(args))
     if node.kind == "pow":
-        return _integer_power(args[0], args[1].numerator) if args[1].denominator == 1 else None
+        base, exponent = args
+        if exponent.denominator != 1 or (base == 0 and exponent < 0):
+            return None
+        if base in (0, 1, -1):
+            exponent = exponent and 2 - exponent % 2
+        if _bits(base) * abs(exponent) > MAX_BITS:
+            raise Undecidable("number too large")
+        return base**exponent
     if name in ("factorial", "binomial"):
         if not all(arg.denominator == 1 and 0 <= arg <= MAX_FACTORIAL for arg in args):
             raise Undecidable(f"argument of {name}")
@@ -273,13 +270,3 @@ def _rational(node: Node, args: list[Fraction]) -> Optional[Fraction]:
         return Fraction(function(*(arg.numerator for arg in args)))
     rounding = {"floor": math.floor, "ceiling": math.ceil, "abs": abs}.get(name)
     return Fraction(rounding(args[0])) if rounding else None
-
-
-def _integer_power(base: Fraction, exponent: int) -> Fraction:
-    if base == 0 and exponent < 0:
-        raise Undecidable("division by zero")
-    if base in (0, 1, -1):
-        return base ** (exponent if exponent == 0 else 2 - exponent % 2)
-    if _bits(base) * abs(exponent) > MAX_BITS:
-        raise Undecidable("number too large")
-    return base**exponent

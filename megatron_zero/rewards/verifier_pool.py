@@ -12,16 +12,14 @@ killed and replaced, and so is one that dies or runs out of memory.
     timeout      the worker did not finish within timeout_s
     crash        the worker died or ran out of memory
 
-What is linear and trivially safe is done here: finding the answer in the response, and comparing
-it letter by letter. So a response of megabytes costs its search and nothing else, and what is sent
-to a worker is at most `MAX_ANSWER_CHARS` long.
+Finding the answer in the response is linear and done here. So a response of megabytes costs its
+search and nothing else, and what is sent to a worker is at most `MAX_EXTRACTED_CHARS` long.
 """
 
 import contextlib
 import json
 import os
 import queue
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,7 +33,6 @@ from megatron_zero.config import ANSWER_FORMATS, fail
 from megatron_zero.rewards.base import verdict
 from megatron_zero.rewards.equivalence import Gold, gold_texts
 from megatron_zero.rewards.math import find_answer
-from megatron_zero.rewards.normalize import MAX_ANSWER_CHARS
 from megatron_zero.types import Graded
 
 START_TIMEOUT_S = 120.0  # importing sympy takes a second; file systems of clusters can be slow
@@ -48,7 +45,7 @@ _CHUNK_ITEMS, _CHUNK_BYTES = 32, 30_000  # given to a worker at once; a pipe hol
 _Item = tuple[Optional[str], tuple[str, ...]]  # answer, golds
 
 
-class VerifierPool:
+class VerifierPool(contextlib.AbstractContextManager):
     """Grades responses in `num_workers` processes; one pool per rank, usable from any thread.
 
     A thread per worker waits for it. Workers die with the thread that started them: the first ones
@@ -75,19 +72,16 @@ class VerifierPool:
             fail("answer_format", answer_format, f"must be one of {ANSWER_FORMATS}")
         sizes = {"num_workers": num_workers, "timeout_s": timeout_s, "memory_mb": memory_mb}
         for name, size in sizes.items():
-            if size <= 0:
+            if not size > 0:
                 fail(name, size, "must be above 0")
         self.answer_format = answer_format
-        command = worker_command(timeout_s, memory_mb)
+        command = worker_command(memory_mb)
         self._workers = [_Worker(command, timeout_s) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(num_workers)
         self._closed = False
-
-    def __enter__(self) -> "VerifierPool":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -120,8 +114,8 @@ class VerifierPool:
         for response, gold in items:
             formatted, answer = find_answer(response, self.answer_format)
             found.append((formatted, (answer, tuple(gold_texts(gold)))))
-        outcomes = {item: _trivial_outcome(*item) for _, item in found}
-        waiting = [item for item, outcome in outcomes.items() if not outcome]
+        outcomes = {item: "unparsable" for _, item in found}
+        waiting = [item for item in outcomes if item[0] is not None]
         size = min(_CHUNK_ITEMS, -(-len(waiting) // (4 * len(self._workers))))
         chunks = [waiting[i : i + size] for i in range(0, len(waiting), size or 1)]
         for chunk, results in zip(chunks, self._threads.map(self._outcomes, chunks), strict=True):
@@ -145,10 +139,7 @@ class _Worker:
 
     def outcomes(self, items: list[_Item]) -> list[str]:
         """Have items graded, written ahead; one at which the process fails costs no other."""
-        lines = [
-            json.dumps([answer, [gold for gold in golds if len(gold) <= MAX_ANSWER_CHARS]]) + "\n"
-            for answer, golds in items
-        ]
+        lines = [json.dumps(item) + "\n" for item in items]
         found: list[str] = []
         while len(found) < len(items):
             self._make_ready()
@@ -157,13 +148,14 @@ class _Worker:
                 end = len(found) + 1
                 while end < len(items) and sum(map(len, lines[len(found) : end])) < _CHUNK_BYTES:
                     end += 1
+                data = "".join(lines[len(found) : end]).encode()
                 with contextlib.suppress(BrokenPipeError):  # it just ended: seen as no reply
-                    self.process.stdin.write("".join(lines[len(found) : end]).encode())
+                    while data:
+                        data = data[self.process.stdin.write(data) :]
                 for _ in range(len(found), end):
                     reusable = False
-                    outcome, _, retire = self._reply(self._timeout_s).partition(" ")
-                    found.append(outcome)
-                    reusable = outcome in ("correct", "wrong") and not retire
+                    found.append(self._reply(self._timeout_s))
+                    reusable = found[-1] in ("correct", "wrong")
                     if not reusable:
                         break
             finally:
@@ -188,10 +180,7 @@ class _Worker:
         """The next line, which is written at once, or why there is none: "timeout" or "crash"."""
         if not wait([self.process.stdout], timeout_s):
             return "timeout"
-        line = self.process.stdout.readline().decode().strip()
-        if line:
-            return line
-        return "timeout" if self.process.wait() == -signal.SIGXCPU else "crash"
+        return self.process.stdout.readline().decode().strip() or "crash"
 
     def _start(self) -> None:
         # No preexec_fn: without one CPython uses vfork, which copies nothing of the parent.
@@ -216,11 +205,10 @@ class _Worker:
             pass
 
 
-def worker_command(timeout_s: float, memory_mb: int) -> list[str]:
+def worker_command(memory_mb: int) -> list[str]:
     """How a worker is started; `-P` keeps the current directory out of its imports."""
     module = "megatron_zero.rewards.worker"
-    limits = [str(os.getpid()), str(timeout_s), str(memory_mb)]
-    return [sys.executable, "-P", "-m", module, *limits]
+    return [sys.executable, "-P", "-m", module, str(os.getpid()), str(memory_mb)]
 
 
 def _environment() -> dict[str, str]:
@@ -229,12 +217,3 @@ def _environment() -> dict[str, str]:
     root = str(Path(megatron_zero.__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**passed_on, "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"}
-
-
-def _trivial_outcome(answer: Optional[str], golds: tuple[str, ...]) -> Optional[str]:
-    """What needs no worker: no answer, the gold's own text, or too long for anything else."""
-    if answer is None:
-        return "unparsable"
-    if answer and answer in golds:
-        return "correct"
-    return "wrong" if not answer or len(answer) > MAX_ANSWER_CHARS else None
