@@ -33,7 +33,8 @@ _CUP, _ROW, _CELL, _MOD = (frozenset([name]) for name in ("\\cup", "\\\\", "&", 
 _PERCENT = re.compile(r"%|\bpercent\b")
 # 1,000 is not the list of 1 and 0, nor 2024-01-05 a difference.
 _NO_LIST = re.compile(r"\d,0\d\d(?!\d)|^\d{1,4}-\d\d?-\d{1,4}$|\d+/\d\d?/\d{4}")
-_WORDS = re.compile(r"(?i)no|yes|odd|one|two|six|ten|[a-z\s,.()'-]{4,}")
+_WORDS = re.compile(r"(?i)no|yes|odd|one|two|six|ten|[a-z\s,.()'-]{4,}|[\d:]+[ap]m")
+_BRACKETS = re.compile(r"^\\?\{|[(\[]")
 _THOUSANDS = re.compile(r"(?<![\d.])(?<!\d,)\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d/])")
 
@@ -97,7 +98,7 @@ def _readings(cleaned: str) -> list[Node]:
     texts = [] if _NO_LIST.search(cleaned) else [cleaned]
     for pattern, separator in ((_THOUSANDS, ","), (_SPACED_THOUSANDS, " ")):
         joined = pattern.sub(lambda match, sep=separator: match[0].replace(sep, ""), cleaned)
-        if joined != cleaned and not any(bracket in cleaned for bracket in "([{"):
+        if joined != cleaned and not _BRACKETS.search(cleaned):
             texts.append(joined)
     readings = []
     for text in texts:
@@ -245,9 +246,8 @@ def _named(relation: Node) -> Optional[tuple[Node, Node]]:
     infinity = Node("const", (), "infty")
     if len(args) == 2 and args[0].kind == "sym":
         args, signs = (Node("neg", (infinity,)), *args), ["<", *signs]
-    elif len(args) == 2:
-        args, signs = (*args, infinity), [*signs, "<"]
-    if len(args) != 3 or args[1].kind != "sym":
+    args, signs = (*args, infinity)[:3], [*signs, "<"][:2]
+    if len(relation.args) > 3 or args[1].kind != "sym":
         return None
     ends = "(["[signs[0] != "<"] + ")]"[signs[1] != "<"]
     return args[1], Node("tuple", (args[0], args[2]), ends)

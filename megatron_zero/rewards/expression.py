@@ -112,8 +112,11 @@ class _Parser:
                 token, before = self.peek(), self.tokens[self.position - 1]
                 if token.kind == before.kind == "number":
                     raise ParseError("two numbers side by side")
-                if any(t.kind == "text" and not t.name.isalpha() for t in (token, before)):
-                    raise ParseError("text beside a formula")
+                is_zero = before.kind == "number" and not before.name.strip("0.")
+                if is_zero or any(
+                    t.kind == "text" and not t.name.isalpha() for t in (token, before)
+                ):
+                    raise ParseError("a 0 or a text beside a formula")
                 factors.append(self.power())
             else:
                 break
@@ -163,7 +166,7 @@ class _Parser:
         if token.kind == "letter":
             return self.letter(token.name)
         if token.kind in ("word", "text"):
-            return Node("sym", (), f"text {' '.join(token.name.lower().split())}")
+            return Node("sym", (), f"text {token.name.lower()}")
         if token.kind == "mark" and token.name in _CLOSES:
             return self.group(token.name)
         if token.kind == "mark" and token.name.startswith("\\"):

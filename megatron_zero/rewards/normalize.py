@@ -35,7 +35,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, replacement in (
         (r"(?s)^\\boxed\{(.*)\}$", r"\1"),
         (r"(?i)\\(?:text|mbox|mathrm)[a-z]*\s*\{[\s,]*(and|or)[\s,]*\}", r" \1 "),
-        (r"\\\$|\$|\\?%|\bpercent\b|(?<!\\)\\[()\[\]]", ""),
+        (r"\\\$|[$€£]|\\?%|\bpercent\b|(?<!\\)\\[()\[\]]", ""),
         (r"(?<=\d)(?:\{,\}|,\s*\\!|\\[, ])\s*(?=\d{3}(?!\d))", ""),  # 1{,}000 10,\!080 1\,000
         (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
         (r"\\(?:(?:left|right)\b\.?|(?:[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z]))", ""),
@@ -55,10 +55,12 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
         (r"\\\{ ?[a-z] ?(?:\\mid|\||:)(.*)\\\}$", r"\1"),  # {x | x > 2}
         (r"\\(?:pmod|bmod|mod)(?![A-Za-z])", r"\\mod "),
-        (r"\( ?\\(?:mod|text\{ ?mod ?\}) ([^()]*)\)", r"\\mod \1"),
+        (r"\( ?(?:\\?mod|\\text\{ ?mod ?\}) ([^()]*)\)", r"\\mod \1"),
+        (r"\\\{ ?\\\}", r"\\emptyset "),
+        (r"(?i)(?<=:\d\d)\s*(?:\\text\{\s*([ap])\.?m\.?\s*\}|([ap])\.?m\b\.?)", r"\1\2m"),
+        (r"\.\.\.|…", r"\\ldots "),
     )
 )
-_CLOCK = re.compile(r"(?i)(?<=:\d\d)\s*(?:\\text\{\s*([ap])\.?m\.?\s*\}|([ap])\.?m\b\.?)")
 _DEGREES = re.compile(
     r"(?:\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degree|circ)(?![A-Za-z]))"
     r"(?:\s*(?:[CF](?![A-Za-z])|\\text\{\s*[CF]\s*\}))?"
@@ -111,11 +113,11 @@ def clean(answer: str) -> tuple[str, str]:
         "\$32,\!348"                -> "32348", "dollar"
         "\text{even}"               -> "\text{even}", ""
     """
-    unit = "dollar" if "\\$" in answer else ""
+    signs = {"\\$": "dollar", "€": "euro", "£": "sterling"}
+    unit = next((name for sign, name in signs.items() if sign in answer), "")
     text = answer.translate(_UNICODE)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = _CLOCK.sub(lambda found: f"{found[1] or found[2]}m".lower(), text)
     text = _TEXT.sub(_clean_text, text)
     text = _DEGREES.sub("\\\\frac{\\\\pi}{180}" if _TRIGONOMETRIC.search(text) else " ", text)
     text = _COMMAS.sub("", _LARGE.sub(_power_of_ten, text)).rstrip(" .,;").lstrip()

@@ -15,7 +15,7 @@ _TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
 _FAMILIES = [(name, f"arc{name}", f"{name}h", f"arc{name}h") for name in _TRIGONOMETRIC]
 FUNCTIONS = frozenset(["ln", "log", "exp", *(name for family in _FAMILIES for name in family)])
 _OTHER_SPELLINGS = r"""^ **~, ; and~* \times \cdot \ast~/ \div~\le \leq \leqslant <=~\lor or
-~\ge \geq \geqslant >=~\ne \neq !=~< \lt~> \gt~\{ \lbrace~\} \rbrace~| \vert \mid
+~\ge \geq \geqslant >=~\ne \neq !=~< \lt~> \gt~\{ \lbrace~\} \rbrace~| \vert \mid \lvert \rvert
 ~\emptyset \varnothing~\infty oo inf infinity~\sqrt sqrt~\pi pi"""
 _ALIASES = {name: line.split()[0] for line in _OTHER_SPELLINGS.split("~") for name in line.split()}
 RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\equiv"])
@@ -27,8 +27,7 @@ _TOKEN = re.compile(
     r"\s*(?:(?P<numeral>\d[\dA-Z]*(?:\.\d+)?_(?:\d+|\{ ?\w+ ?\}))"
     r"|(?P<value>(?<![A-Za-z\\])[A-DF-Za-df-hj-z]\(\d+\))"
     r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)"
-    r"|\\text\{(?P<text>[^{}]*)\}"
-    r"|(?P<letters>[A-Za-z]+)"
+    r"|\\text\{(?P<text>[^{}]*)\}|(?P<letters>[A-Za-z]+)"
     r"|(?P<mark>\\[A-Za-z]+|\\.|\*\*|<=|>=|!=|[-+*/^_()\[\]{},;=<>|!&']))"
 )
 
@@ -65,10 +64,11 @@ def tokenize(text: str) -> list[Token]:
             tokens += _letter_tokens(content)
         elif kind == "mark":
             tokens.append(Token(kind, _ALIASES.get(content, content)))
-        elif kind == "numeral":  # in another base: a name
-            tokens.append(Token("text", re.sub("[{} ]", "", content)))
         else:
-            kind = "letter" if kind == "value" or (kind, len(content)) == ("text", 1) else kind
+            content = re.sub("[{} ]", "", content)
+            is_letter = kind == "value" or (kind == "text" and len(content) == 1)
+            # a numeral in another base is a name, as text is
+            kind = "letter" if is_letter else "text" if kind == "numeral" else kind
             tokens.append(Token(kind, content))
     return tokens
 

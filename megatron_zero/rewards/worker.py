@@ -6,7 +6,7 @@ many threads, to fork.
 
     in    ["1/2", ["0.5", "\\frac12"]]      JSON, one item per line
     out   ready                             once, after the imports
-          correct | wrong | crash           per item
+          correct | wrong                   per item
 
 Limits, besides the wall clock that the pool keeps: address space above what the process has at
 its start, and the life of the parent.
@@ -21,7 +21,6 @@ import sys
 
 from megatron_zero.rewards.equivalence import is_equivalent
 
-MIB = 2**20
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,25 +40,17 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(0)
 
 
-def grade_line(line: bytes) -> str:
-    """The outcome of one item: "correct", "wrong", or "crash" when memory ran out."""
-    try:
-        answer, golds = json.loads(line)
-        return "correct" if is_equivalent(answer, golds) else "wrong"
-    except MemoryError:
-        return "crash"
-
-
 def main(arguments: list[str]) -> None:
     """Serve until standard input ends. Arguments: parent pid, memory in MiB."""
     parent_pid, memory_mb = map(int, arguments)
     die_with_parent(parent_pid)
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever else is printed must not look like a reply
-    limit_memory(memory_mb * MIB)
+    limit_memory(memory_mb * 2**20)
     os.write(replies, b"ready\n")
     for line in sys.stdin.buffer:
-        os.write(replies, f"{grade_line(line)}\n".encode())
+        verdict = is_equivalent(*json.loads(line))  # out of memory: the process ends
+        os.write(replies, b"correct\n" if verdict else b"wrong\n")
 
 
 if __name__ == "__main__":
