@@ -4,8 +4,9 @@ An answer is a formula, or formulas put together: a list (`1,-2`), a tuple or in
 set, a union of intervals, a matrix, a relation (`y = 2x+3`). `parse_answer` builds that structure
 and `_same` compares it piece by piece; `symbolic` decides about formulas.
 
-Both texts come from outside. Nothing here evaluates them, every bound is checked before work is
-done, and the worst that remains (a slow proof in sympy) is cut short by `verifier_pool`.
+Both texts come from outside. Nothing here executes them, and every bound is checked before work is
+done, so that any answer takes well under a second. docs/verifier.md says what was decided where
+usage differs.
 """
 
 import re
@@ -44,7 +45,7 @@ def is_equivalent(prediction: str, gold: Gold) -> bool:
 
     Exact: `1/3` is not `0.3333`, however many digits. Accepted are other spellings of the same
     value (`2/4`, `0.5`, `\frac12`), of the same function of its symbols, a percentage for its
-    value, and what `normalize.clean` drops on both sides: units, currency, degrees.
+    value, and an answer without the other's unit, currency or degrees.
 
     Raises:
         ValueError: if `gold` is neither text, a number, nor a sequence of them.
@@ -112,11 +113,13 @@ def _readings(cleaned: str) -> list[Node]:
 def parse_answer(cleaned: str) -> Node:
     r"""A cleaned answer as a tree: a formula (`expression`) or one of these around formulas.
 
-        list(a, b)        a, b   or {a, b}, \{a, b\}: in any order; `a \pm b` is two of them
+        list(a, b)        a, b: in any order; `a \pm b` is two of them; value is "or" after `or`
+        set(a, b)         \{a, b\}: as a list, but never a point
         tuple(a, b)       (a, b), [a, b): value holds the brackets
         union(a, b)       a \cup b
         matrix(row, …)    rows are tuples
         relation(a, b)    a = b, a < b, a \in b: value is the sign; several: a < b < c
+        mod(a, m)         a \pmod{m}
 
     Raises:
         ParseError: if it is none.

@@ -2,8 +2,10 @@
 
 Model text is hostile input to a checker: in the reference implementation one `\\boxed{9**9**9**9}`
 occupies a worker for good, and after as many of them as there are workers every later response
-scores 0. Here each worker has one item at a time and a deadline for it; a worker that misses it is
-killed and replaced, and so is one that dies or runs out of memory.
+scores 0. Here no answer is known that takes a worker long (`equivalence`), and if one does, the
+worker has a deadline for each item: one that misses it is killed and replaced, and so is one that
+dies or runs out of memory. Items are written ahead to a worker; those behind the one at which it
+fails are given to its successor.
 
     outcome      what happened
     correct      equivalent to one of the golds
@@ -35,7 +37,7 @@ from megatron_zero.rewards.equivalence import Gold, gold_texts
 from megatron_zero.rewards.math import find_answer
 from megatron_zero.types import Graded
 
-START_TIMEOUT_S = 120.0  # importing sympy takes a second; file systems of clusters can be slow
+START_TIMEOUT_S = 120.0  # imports take a moment; file systems of clusters can be slow
 MAX_START_FAILURES = 3  # in a row
 # The worker's whole environment: nothing of torchrun's, CUDA's or NCCL's.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "TMPDIR")
@@ -212,7 +214,7 @@ def worker_command(memory_mb: int) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """The worker's environment; hashing fixed, so that sympy decides the same way every time."""
+    """The worker's environment; hashing fixed, so that it decides the same way every time."""
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     root = str(Path(megatron_zero.__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
