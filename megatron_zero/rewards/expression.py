@@ -110,8 +110,8 @@ class _Parser:
                 factors.append(_reciprocal(self.signed_power()))
             elif self.starts_factor():
                 token, before = self.peek(), self.tokens[self.position - 1]
-                if token.kind == before.kind == "number":
-                    raise ParseError("two numbers side by side")
+                if token.kind == "number" and before.name not in (")", "!"):  # x2: x^2? x_2?
+                    raise ParseError("a number behind a factor")
                 is_zero = before.kind == "number" and not before.name.strip("0.")
                 if is_zero or any(
                     t.kind == "text" and not t.name.isalpha() for t in (token, before)
@@ -258,6 +258,8 @@ class _Parser:
             return self.signed_power()
         factors = [self.power()]
         while self.starts_factor() and self.peek().name[1:] not in FUNCTIONS and not self.at("("):
+            if self.peek().kind == "number":
+                raise ParseError("a number behind a factor")
             factors.append(self.power())
         return _joined("mul", factors)
 

@@ -35,7 +35,8 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     for pattern, replacement in (
         (r"(?s)^\\boxed\{(.*)\}$", r"\1"),
         (r"(?i)\\(?:text|mbox|mathrm)[a-z]*\s*\{[\s,]*(and|or)[\s,]*\}", r" \1 "),
-        (r"\\\$|[$€£]|\\?%|\bpercent\b|(?<!\\)\\[()\[\]]", ""),
+        (r"^\\[(\[]|\\[)\]](?=[\s.,]*$)", ""),
+        (r"\\\$|[$€£]|(?<=[\d}).$ ])\\?%(?![\w\\({^])|\bpercent\b", ""),
         (r"(?<=\d)(?:\{,\}|,\s*\\!|\\[, ])\s*(?=\d{3}(?!\d))", ""),  # 1{,}000 10,\!080 1\,000
         (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
         (r"\\(?:(?:left|right)\b\.?|(?:[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z]))", ""),
@@ -69,7 +70,7 @@ _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|mathrm|mathsf|mbox|hbox|operatorname\*?)\s*\{([^{}]*)\}"
 )
-_COMMAS = re.compile(r"(?i),\s*(?=and\b|or\b|,)")  # of "2, 3, \text{ and } 4"
+_COMMAS = re.compile(r"(?i),\s*(?=and\b|or\b)")  # of "2, 3, \text{ and } 4"
 _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _LARGE = re.compile(rf"(?<=[\d}}])\s*(\\text\{{\s*)?({'|'.join(_POWERS_OF_TEN)})(?![A-Za-z])")
 

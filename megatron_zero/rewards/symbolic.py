@@ -160,7 +160,7 @@ class _Evaluation:
             return node.value
         if node.kind == "sym" and self.point:
             return self.number(self.point[str(node.value)])
-        if node.kind == "const":
+        if node.kind == "const" and node.value != "infty":
             return {"pi": +self.context.pi, "e": +self.context.e, "i": self.context.j}[node.value]
         if node.kind not in ("neg", "add", "mul", "pow", "call"):
             raise Undecidable(f"a {node.kind} is not a number")

@@ -22,7 +22,7 @@ RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\equiv"]
 OPENING = frozenset(["(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\begin"])
 CLOSING = frozenset([")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\end"])
 
-_RECURRING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?")
+_RECURRING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot) ?(?:\{(\d+)\}|(\d))")
 _TOKEN = re.compile(
     r"\s*(?:(?P<numeral>\d[\dA-Z]*(?:\.\d+)?_(?:\d+|\{ ?\w+ ?\}))"
     r"|(?P<value>(?<![A-Za-z\\])[A-DF-Za-df-hj-z]\(\d+\))"
@@ -75,7 +75,7 @@ def tokenize(text: str) -> list[Token]:
 
 def _recurring(found: re.Match[str]) -> str:
     r"""`0.1\overline{6}` is 0.1 and 6/90."""
-    whole, places, period = found.groups()
+    whole, places, period = found[1], found[2], found[3] or found[4]
     return f"({whole or 0}.{places}0+{period}/{'9' * len(period)}{'0' * len(places)})"
 
 
