@@ -255,7 +255,7 @@ def _rational(node: Node, args: list[Fraction]) -> Optional[Fraction]:
         return Fraction(sum(args) if node.kind == "add" else math.prod(args))
     if node.kind == "pow":
         base, exponent = args
-        if exponent.denominator != 1 or (base == 0 and exponent < 0):
+        if exponent.denominator != 1 or (base == 0 and exponent <= 0):
             return None
         if base in (0, 1, -1):
             exponent = exponent and 2 - exponent % 2

@@ -70,8 +70,8 @@ class VerifierPool(contextlib.AbstractContextManager):
     def __init__(
         self, num_workers: int, timeout_s: float, memory_mb: int, answer_format: str = "boxed"
     ) -> None:
-        if answer_format not in ANSWER_FORMATS:
-            fail("answer_format", answer_format, f"must be one of {ANSWER_FORMATS}")
+        if answer_format not in filter(None, ANSWER_FORMATS):
+            fail("answer_format", answer_format, f"must be one of {ANSWER_FORMATS[1:]}")
         sizes = {"num_workers": num_workers, "timeout_s": timeout_s, "memory_mb": memory_mb}
         for name, size in sizes.items():
             if not size > 0:

@@ -204,3 +204,5 @@ def test_large_numbers_within_the_bounds():
     assert value("(-1)^{99999999999999999999}") == -1
     assert value("1^{99999999999999999999}") == 1
     assert value("0^{99999999999999999999}") == 0
+    with pytest.raises(Undecidable):
+        value("0^0")
