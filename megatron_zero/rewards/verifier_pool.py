@@ -172,11 +172,12 @@ class _Worker:
             reply = "crash" if self._ready else self._reply(START_TIMEOUT_S)
             self._ready = reply == "ready"
             if not self._ready:
-                status = self.process.poll()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    reply += f", exit status {self.process.wait(1)}"
                 self._replace()
         if not self._ready:
-            why, command = f"{reply}, exit status {status}", " ".join(self._command)
-            raise RuntimeError(f"verifier workers do not start ({why}); command: {command}")
+            command = " ".join(self._command)
+            raise RuntimeError(f"verifier workers do not start ({reply}); command: {command}")
 
     def _reply(self, timeout_s: float) -> str:
         """The next line, which is written at once, or why there is none: "timeout" or "crash"."""

@@ -21,8 +21,6 @@ import sys
 
 from megatron_zero.rewards.equivalence import is_equivalent
 
-_PR_SET_PDEATHSIG = 1
-
 
 def limit_memory(room_bytes: int) -> None:
     """Bound the address space to what it is now and so much more, its hard limit permitting."""
@@ -35,7 +33,7 @@ def limit_memory(room_bytes: int) -> None:
 
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent ends, also in the middle of an item."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent_pid:  # it ended before the call
         sys.exit(0)
 
