@@ -28,7 +28,7 @@ CORE = [
     "pyarrow>=18",  # prompts and documents in parquet files
     "zstandard>=0.23",  # rollouts in a run directory
     "packaging>=24",  # doctor compares versions
-    "sympy>=1.13.3",  # whether two answers are the same expression
+    "mpmath>=1.3",  # values of answers to hundreds of digits
 ]
 
 # Training on either kind of machine.

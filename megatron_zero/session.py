@@ -102,10 +102,10 @@ class Session:
         self.engine.sleep()
         self.sampler = Sampler(self.engine, topology.host_group)
         pool = VerifierPool(
-            config.answer_format,
             num_workers=config.reward.num_workers,
             timeout_s=config.reward.timeout_s,
-            memory_limit_mib=config.reward.memory_limit_mib,
+            memory_mb=config.reward.memory_limit_mib,
+            answer_format=config.answer_format,
         )
         self.grader = Grader(self._exit.enter_context(pool), topology.host_group)
 

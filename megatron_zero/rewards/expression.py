@@ -21,7 +21,7 @@ MAX_DIGITS = 400  # of one number, also through 1e400
 _GREEK_NAMES = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
     "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon "
-    "Phi Psi Omega hbar ell emptyset varnothing"
+    "Phi Psi Omega hbar ell emptyset angle triangle"
 )
 _SYMBOLS = frozenset(_GREEK_NAMES.split())
 _DECORATIONS = frozenset(["dot", "ddot", "bar", "overline", "hat", "vec", "tilde"])
@@ -59,20 +59,18 @@ class _Parser:
     """Recursive descent; one method per level of precedence."""
 
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = list(tokens)  # `digit` splits numbers in place
+        self.tokens = [*tokens, Token("end", "")]
         self.position = 0
         self.depth = 0
         self.open_bars = 0  # inside |…| a bar closes
 
     def peek(self) -> Token:
-        if self.position < len(self.tokens):
-            return self.tokens[self.position]
-        return Token("end", "")
+        return self.tokens[self.position]
 
     def take(self) -> Token:
+        self.position += 1
         if self.position == len(self.tokens):
             raise ParseError("unexpected end")
-        self.position += 1
         return self.tokens[self.position - 1]
 
     def enter(self) -> None:
@@ -110,11 +108,15 @@ class _Parser:
                 factors.append(self.signed_power())
             elif self.accept("/"):
                 factors.append(_reciprocal(self.signed_power()))
-            elif len(factors) == 1 and self.at_fraction_of_mixed_number():
-                factors = [Node("add", (factors[0], self.fraction()))]
             elif self.starts_factor():
-                if self.peek().kind == self.tokens[self.position - 1].kind == "number":
-                    raise ParseError("two numbers side by side")
+                token, before = self.peek(), self.tokens[self.position - 1]
+                if token.kind == "number" and before.name not in (")", "!"):  # x2: x^2? x_2?
+                    raise ParseError("a number behind a factor")
+                is_zero = before.kind == "number" and not before.name.strip("0.")
+                if is_zero or any(
+                    t.kind == "text" and not t.name.isalpha() for t in (token, before)
+                ):
+                    raise ParseError("a 0 or a text beside a formula")
                 factors.append(self.power())
             else:
                 break
@@ -138,32 +140,10 @@ class _Parser:
             return self.open_bars == 0
         return token.name in _CLOSES or (token.name not in CLOSING and token.name[1:].isalpha())
 
-    def at_fraction_of_mixed_number(self) -> bool:
-        r"""After an integer: a fraction of two integers, as in `2\frac{1}{2}` or `1 2/3`."""
-        if not self.tokens[self.position - 1].name.isdigit():
-            return False
-        names = [token.name for token in self.tokens[self.position : self.position + 7]]
-        if self.at("\\frac"):
-            digits = [name for name in names[1:] if name not in ("{", "}")][:2]
-            shape = ["\\frac", "{", digits[0], "}", "{", digits[-1], "}"] if digits else []
-            short = len(names) > 1 and names[1].isdigit()  # \frac12, \frac1{2}
-            return all(map(str.isdigit, digits)) and bool(digits) and (short or names == shape)
-        ascii_fraction = len(names) > 2 and names[0].isdigit() and names[1] == "/"
-        return ascii_fraction and names[2].isdigit() and self.peek().spaced
-
-    def fraction(self) -> Node:
-        if self.at("\\frac"):
-            return self.command(self.take().name[1:])
-        numerator = _number(self.take().name)
-        self.take()
-        return Node("mul", (numerator, _reciprocal(_number(self.take().name))))
-
     def power(self) -> Node:
         base = self.atom()
         if self.accept("!"):
             base = Node("call", (base,), "factorial")
-            if self.at("!"):
-                raise ParseError("double factorial")
         return self.exponent_of(base)
 
     def exponent_of(self, base: Node) -> Node:
@@ -182,13 +162,11 @@ class _Parser:
 
     def primary(self, token: Token) -> Node:
         if token.kind == "number":
-            if self.at("_"):  # a numeral in another base is a name: 2516_8
-                return Node("sym", (), token.name + self.subscript())
             return _number(token.name)
         if token.kind == "letter":
             return self.letter(token.name)
         if token.kind in ("word", "text"):
-            return Node("sym", (), f"text {' '.join(token.name.lower().split())}")
+            return Node("sym", (), f"text {token.name.lower()}")
         if token.kind == "mark" and token.name in _CLOSES:
             return self.group(token.name)
         if token.kind == "mark" and token.name.startswith("\\"):
@@ -207,6 +185,8 @@ class _Parser:
         name += self.subscript()
         while self.at("'"):
             name += self.take().name
+        if self.at("(") and name[0] in ("f", "g"):  # an unknown function
+            return Node("call", (self.group(self.take().name),), name)
         return Node("const", (), name) if name in ("e", "i") else Node("sym", (), name)
 
     def subscript(self) -> str:
@@ -225,12 +205,10 @@ class _Parser:
         return "".join(names)
 
     def command(self, name: str) -> Node:
-        if name == "frac":
-            numerator = self.argument()
-            return Node("mul", (numerator, _reciprocal(self.argument())))
-        if name == "binom":
-            top = self.argument()
-            return Node("call", (top, self.argument()), "binomial")
+        if name in ("frac", "binom"):
+            top, bottom = self.argument(), self.argument()
+            binomial = Node("call", (top, bottom), "binomial")
+            return binomial if name == "binom" else Node("mul", (top, _reciprocal(bottom)))
         if name == "sqrt":
             return self.root()
         if name in FUNCTIONS:
@@ -244,11 +222,9 @@ class _Parser:
         raise ParseError(f"unknown command {name!r}")
 
     def argument(self) -> Node:
-        r"""One argument of \frac: a group, or a single character (`\frac12` is 1 over 2)."""
-        token = self.peek()
-        if token.kind == "number" and len(token.name) > 1:
-            self.tokens[self.position] = Token("number", token.name[1:])
-            return _number(token.name[0])
+        r"""One argument of \frac, a group: `clean` has put braces around single digits."""
+        if self.peek().kind == "number" and len(self.peek().name) > 1:
+            raise ParseError("a number without braces")
         return self.atom()
 
     def root(self) -> Node:
@@ -263,16 +239,14 @@ class _Parser:
         r"""`\sin^2 x` is (sin x)^2 and `\sin^{-1} x` the inverse; `\log_b x` has base b."""
         base: tuple[Node, ...] = ()
         exponent: Optional[Node] = None
-        if name == "log" and self.accept("_"):
-            base = (self.atom(),)
+        if name == "log":  # without a base: one that is not known, so neither 10 nor e
+            base = (self.atom() if self.accept("_") else Node("sym", (), "base of log"),)
         if self.accept("^"):
             exponent = self.group("{") if self.accept("{") else self.signed_power()
         call = Node("call", (self.function_argument(), *base), name)
         if exponent is None:
             return self.exponent_of(call) if self.tokens[self.position - 1].name == ")" else call
         if exponent == Node("neg", (Node("num", (), Fraction(1)),)):
-            if f"arc{name}" not in FUNCTIONS:
-                raise ParseError(f"unknown inverse of {name}")
             return Node("call", call.args, f"arc{name}")
         return Node("pow", (call, exponent))
 
@@ -284,6 +258,8 @@ class _Parser:
             return self.signed_power()
         factors = [self.power()]
         while self.starts_factor() and self.peek().name[1:] not in FUNCTIONS and not self.at("("):
+            if self.peek().kind == "number":
+                raise ParseError("a number behind a factor")
             factors.append(self.power())
         return _joined("mul", factors)
 

@@ -17,6 +17,7 @@ from megatron_zero.types import Graded
 MAX_EXTRACTED_CHARS = 10_000  # a box that is still open after so many characters is none
 
 _BOX = "\\boxed"
+_BOXED = re.compile(r"\\boxed ?\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 __all__ = ["Gold", "extract_answer", "find_answer", "is_equivalent", "math_reward"]
@@ -57,20 +58,12 @@ def find_answer(response: str, answer_format: str) -> tuple[bool, Optional[str]]
 
 def _last_boxed(text: str) -> Optional[str]:
     r"""The content of the last `\boxed{`, if its brace is closed."""
-    end = len(text)
-    while (start := text.rfind(_BOX, 0, end)) >= 0:
-        brace = start + len(_BOX)
-        if text.startswith("{", brace) or text.startswith(" {", brace):
-            break
-        end = start  # the word alone, as in "I will use \boxed."
-    if start < 0:
-        return None
-    first = text.index("{", brace) + 1
-    depth = 1
-    for match in _BRACE.finditer(text, first, first + MAX_EXTRACTED_CHARS + 1):
+    starts = [box.end() for box in _BOXED.finditer(text)]  # not "I will use \boxed."
+    start, depth = starts[-1] if starts else len(text), 1
+    for match in _BRACE.finditer(text, start, start + MAX_EXTRACTED_CHARS):
         depth += {"{": 1, "}": -1}.get(match[0], 0)
         if depth == 0:
-            return text[first : match.start()].strip()
+            return text[start : match.start()].strip()
     return None
 
 

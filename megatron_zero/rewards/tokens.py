@@ -7,38 +7,27 @@ so that anagrams differ.
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 
 MAX_TOKENS = 400
 
-_FUNCTION_NAMES = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc "
-    "sinh cosh tanh coth ln log exp"
-)
-FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
-_OTHER_SPELLINGS = {
-    "^": "**",
-    ",": ";",
-    "*": r"\times \cdot \ast",
-    "/": r"\div",
-    "\\le": r"\leq \leqslant <=",
-    "\\ge": r"\geq \geqslant >=",
-    "\\ne": r"\neq !=",
-    "<": r"\lt",
-    ">": r"\gt",
-    "\\{": r"\lbrace",
-    "\\}": r"\rbrace",
-    "|": r"\vert \mid",
-}
-_ALIASES = {other: name for name, others in _OTHER_SPELLINGS.items() for other in others.split()}
-RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in"])
+_TRIGONOMETRIC = ("sin", "cos", "tan", "cot", "sec", "csc")
+_FAMILIES = [(name, f"arc{name}", f"{name}h", f"arc{name}h") for name in _TRIGONOMETRIC]
+FUNCTIONS = frozenset(["ln", "log", "exp", *(name for family in _FAMILIES for name in family)])
+_OTHER_SPELLINGS = r"""^ **~, ; and~* \times \cdot \ast~/ \div~\le \leq \leqslant <=~\lor or
+~\ge \geq \geqslant >=~\ne \neq !=~< \lt~> \gt~\{ \lbrace~\} \rbrace~| \vert \mid \lvert \rvert
+~\emptyset \varnothing~\infty oo inf infinity~\sqrt sqrt~\pi pi"""
+_ALIASES = {name: line.split()[0] for line in _OTHER_SPELLINGS.split("~") for name in line.split()}
+RELATIONS = frozenset(["=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\equiv"])
 OPENING = frozenset(["(", "[", "{", "\\{", "\\lfloor", "\\lceil", "\\begin"])
 CLOSING = frozenset([")", "]", "}", "\\}", "\\rfloor", "\\rceil", "\\end"])
 
+_RECURRING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot) ?(?:\{(\d+)\}|(\d))")
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)"
-    r"|\\(?P<matrix>begin|end)\{[pb]?matrix\}"
-    r"|\\text\{(?P<text>[^{}]*)\}"
-    r"|(?P<letters>[A-Za-z]+)"
+    r"\s*(?:(?P<numeral>\d[\dA-Z]*(?:\.\d+)?_(?:\d+|\{ ?\w+ ?\}))"
+    r"|(?P<value>(?<![A-Za-z\\])[A-DF-Za-df-hj-z]\(\d+\))"
+    r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\w.]))?)"
+    r"|\\text\{(?P<text>[^{}]*)\}|(?P<letters>[A-Za-z]+)"
     r"|(?P<mark>\\[A-Za-z]+|\\.|\*\*|<=|>=|!=|[-+*/^_()\[\]{},;=<>|!&']))"
 )
 
@@ -53,7 +42,6 @@ class Token:
 
     kind: str
     name: str
-    spaced: bool = False  # white space stood before it
 
 
 def tokenize(text: str) -> list[Token]:
@@ -62,63 +50,65 @@ def tokenize(text: str) -> list[Token]:
     Raises:
         ParseError: a character outside the grammar, or a bound exceeded.
     """
+    text = _RECURRING.sub(_recurring, text)
     tokens: list[Token] = []
     position, end = 0, len(text.rstrip())
     while position < end:
         match = _TOKEN.match(text, position)
         if match is None or len(tokens) > MAX_TOKENS:
             raise ParseError(f"not a formula: {text[position : position + 20]!r}")
-        spaced = text[position].isspace()
         position = match.end()
         kind = match.lastgroup or ""
         content = match[kind]
-        if kind == "letters" and content.lower() in ("and", "or"):
-            if tokens and tokens[-1].name != ",":
-                tokens.append(Token("mark", ",", spaced))
-        elif kind == "letters":
-            tokens += _letter_tokens(content, spaced)
-        elif kind == "matrix":
-            tokens.append(Token("mark", f"\\{content}", spaced))
+        if kind == "letters":
+            tokens += _letter_tokens(content)
         elif kind == "mark":
-            tokens.append(Token("mark", _ALIASES.get(content, content), spaced))
+            tokens.append(Token(kind, _ALIASES.get(content, content)))
         else:
-            kind = "letter" if kind == "text" and len(content) == 1 else kind
-            tokens.append(Token(kind, content, spaced))
+            content = re.sub("[{} ]", "", content)
+            is_letter = kind == "value" or (kind == "text" and len(content) == 1)
+            # a numeral in another base is a name, as text is
+            kind = "letter" if is_letter else "text" if kind == "numeral" else kind
+            tokens.append(Token(kind, content))
     return tokens
 
 
-def _letter_tokens(run: str, spaced: bool) -> list[Token]:
-    """ASCII names (`sqrt`, `pi`, `oo`), words of four or more letters, else single letters."""
+def _recurring(found: re.Match[str]) -> str:
+    r"""`0.1\overline{6}` is 0.1 and 6/90."""
+    whole, places, period = found[1], found[2], found[3] or found[4]
+    return f"({whole or 0}.{places}0+{period}/{'9' * len(period)}{'0' * len(places)})"
+
+
+def _letter_tokens(run: str) -> list[Token]:
+    """ASCII names (`sqrt`, `pi`, `oo`, `or`), words of four or more letters, or single letters."""
     lowered = run.lower()
-    if lowered in FUNCTIONS or lowered in ("sqrt", "pi"):
-        return [Token("mark", f"\\{lowered}", spaced)]
-    if run in ("oo", "inf", "infinity"):
-        return [Token("mark", "\\infty", spaced)]
-    if len(run) >= 4:
-        return [Token("word", lowered, spaced)]
-    return [Token("letter", letter, spaced and i == 0) for i, letter in enumerate(run)]
+    if lowered in _ALIASES or lowered in FUNCTIONS:
+        return [Token("mark", _ALIASES.get(lowered, f"\\{lowered}"))]
+    if len(run) >= 4 or (len(run) == 3 and run.isupper()):
+        return [Token("word", lowered)]
+    return [Token("letter", letter) for letter in run]
 
 
-def split(tokens: list[Token], separators: frozenset[str]) -> list[list[Token]]:
-    """Cut at the separators that stand in no bracket; `[a,b)` counts as balanced."""
+def _depths(tokens: list[Token]) -> list[int]:
+    """How many brackets are open after each token; `[a,b)` counts as balanced."""
+    names = [token.name if token.kind == "mark" else "" for token in tokens]
+    return list(accumulate((name in OPENING) - (name in CLOSING) for name in names))
+
+
+def split(tokens: list[Token], separators: frozenset[str]) -> tuple[list[list[Token]], list[str]]:
+    """Cut at the separators that stand in no bracket, and which."""
     parts: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens:
-        if token.kind == "mark":
-            depth += (token.name in OPENING) - (token.name in CLOSING)
-            if depth == 0 and token.name in separators:
-                parts.append([])
-                continue
-        parts[-1].append(token)
-    return parts
+    found: list[str] = []
+    for token, depth in zip(tokens, _depths(tokens), strict=True):
+        if token.kind == "mark" and depth == 0 and token.name in separators:
+            parts.append([])
+            found.append(token.name)
+        else:
+            parts[-1].append(token)
+    return parts, found
 
 
 def first_closes_last(tokens: list[Token]) -> bool:
     """Whether the bracket that opens first closes at the last token: not so in `(1,2),(3,4)`."""
-    depth = 0
-    for position, token in enumerate(tokens):
-        if token.kind == "mark":
-            depth += (token.name in OPENING) - (token.name in CLOSING)
-        if depth <= 0:
-            return position == len(tokens) - 1
-    return False
+    depths = _depths(tokens)
+    return depths[-1] == 0 and all(depth > 0 for depth in depths[:-1])

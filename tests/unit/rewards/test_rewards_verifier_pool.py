@@ -1,7 +1,7 @@
 r"""The pool: right verdicts in order, whatever a response does to its worker.
 
-`STALL` is text that really keeps a worker busy (a minute; the sine of e^1000000 needs as many
-digits of pi). Other failures are made from outside, by signals, or by a worker of the test's own.
+No answer is known that keeps a worker busy for long. `STALL` does it to a worker of the test's own,
+as other bodies do (`use_worker`); other failures are made from outside, by signals.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from megatron_zero.rewards.verifier_pool import VerifierPool
 
 pytestmark = pytest.mark.processes
 
-STALL = r"\boxed{\sin((e^{1000})^{1000})}"
+BOMB = (r"\boxed{bomb}", ("1",))
+STALL = "while True: pass"
 GOOD = (r"\boxed{0.5}", ("1/2",))
 BAD = (r"\boxed{0.6}", ("1/2",))
 ROOT = Path(__file__).parents[3]
@@ -32,8 +34,8 @@ def make_pool():
     pools = []
 
     def make(**changes):
-        settings = {"num_workers": 1, "timeout_s": 1.0, "memory_limit_mib": 512, **changes}
-        pools.append(VerifierPool(settings.pop("answer_format", "boxed"), **settings))
+        settings = {"num_workers": 1, "timeout_s": 1.0, "memory_mb": 512, **changes}
+        pools.append(VerifierPool(**settings))
         assert outcomes(pools[-1], [GOOD]) == ["correct"]  # started
         return pools[-1]
 
@@ -75,9 +77,8 @@ def test_verdicts_keep_the_order_of_the_items(make_pool):
     assert [(g.reward, g.correct, g.formatted) for g in graded] == [(1, 1, 1), (0, 0, 1)]
 
 
-def test_answer_tags(make_pool):
-    pool = VerifierPool("answer_tag", num_workers=1, timeout_s=5.0, memory_limit_mib=512)
-    with pool:
+def test_answer_tags():
+    with VerifierPool(1, 5.0, 512, answer_format="answer_tag") as pool:
         graded = pool.grade(
             [
                 ("</think> <answer> 0.5 </answer>", ("1/2",)),
@@ -92,11 +93,12 @@ def test_answer_tags(make_pool):
     ]
 
 
-def test_a_stalled_item_times_out_alone(make_pool):
+def test_a_stalled_item_times_out_alone(make_pool, use_worker):
     """More stalls than workers: in the reference everything after them scores 0."""
+    use_worker(STALL)
     pool = make_pool(num_workers=2, timeout_s=1.0)
     before = pool.worker_pids
-    stalls = [(STALL, (f"{i}",)) for i in range(3)]
+    stalls = [(BOMB[0], (f"{i}",)) for i in range(3)]
     start = time.monotonic()
     assert outcomes(pool, [GOOD, *stalls, GOOD, BAD, (r"\boxed{2/4}", ("1/2",))]) == [
         "correct",
@@ -112,10 +114,49 @@ def test_a_stalled_item_times_out_alone(make_pool):
     assert (graded.reward, graded.correct, graded.formatted) == (0.0, False, True)
 
 
-def test_equal_items_are_graded_once(make_pool):
+def test_two_answers_that_hang_a_naive_checker_cost_the_next_thousand_nothing(make_pool):
+    """They are refused by size: two workers for all, and every correct answer rewarded."""
+    pool = make_pool(num_workers=2, timeout_s=30.0)
+    before = pool.worker_pids
+    hanging = [(r"\boxed{9**9**9**9}", r"\frac{1}{2}"), (r"\boxed{(x+1)**200000}", "x+1")]
+    graded = pool.grade(hanging + [(rf"\boxed{{{i}/2}}", i / 2) for i in range(1000)])
+    assert [g.outcome for g in graded] == ["wrong"] * 2 + ["correct"] * 1000
+    assert sum(g.reward for g in graded) == 1000
+    assert pool.worker_pids == before
+
+
+def test_two_answers_that_do_hang_cost_two_replacements(make_pool, use_worker, monkeypatch):
+    """Also when they come in the middle of what was written ahead to a worker."""
+    use_worker(STALL)
+    started = []
+    start = verifier_pool._Worker._start
+    monkeypatch.setattr(
+        verifier_pool._Worker, "_start", lambda self: started.append(self) or start(self)
+    )
+    pool = make_pool(num_workers=2, timeout_s=1.0)
+    items = [(rf"\boxed{{{i}/2}}", i / 2) for i in range(1000)]
+    items[5:5] = [(BOMB[0], "1"), (BOMB[0], "2")]
+    graded = pool.grade(items)
+    assert [g.outcome for g in graded[5:7]] == ["timeout"] * 2
+    assert [g.outcome for g in graded[:5] + graded[7:]] == ["correct"] * 1000
+    assert len(started) == 2 + 2
+
+
+def test_several_threads_may_grade_at_once(make_pool):
+    pool = make_pool(num_workers=2, timeout_s=30.0)
+    with ThreadPoolExecutor(4) as threads:
+        batches = [
+            [(rf"\boxed{{{i}/3}}", [f"{i + k % 2}/3"]) for i in range(k, k + 60)] for k in range(8)
+        ]
+        results = list(threads.map(lambda batch: outcomes(pool, batch), batches))
+    assert results == [["wrong" if k % 2 else "correct"] * 60 for k in range(8)]
+
+
+def test_equal_items_are_graded_once(make_pool, use_worker):
+    use_worker(STALL)
     pool = make_pool(timeout_s=1.0)
     start = time.monotonic()
-    assert outcomes(pool, [(STALL, ("1",))] * 8) == ["timeout"] * 8
+    assert outcomes(pool, [BOMB] * 8) == ["timeout"] * 8
     assert time.monotonic() - start < 4.0
 
 
@@ -153,12 +194,13 @@ def test_a_worker_killed_while_idle_is_replaced_and_no_item_pays(make_pool):
     assert not set(before) & set(pool.worker_pids)
 
 
-def test_a_worker_killed_while_it_grades_is_a_crash(make_pool):
+def test_a_worker_killed_while_it_grades_is_a_crash(make_pool, use_worker):
+    use_worker(STALL)
     pool = make_pool(timeout_s=30.0)
     pid = pool.worker_pids[0]
     killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
     killer.start()
-    assert outcomes(pool, [(STALL, ("1",)), GOOD, BAD]) == ["crash", "correct", "wrong"]
+    assert outcomes(pool, [BOMB, GOOD, BAD]) == ["crash", "correct", "wrong"]
     killer.join()
 
 
@@ -202,15 +244,12 @@ def use_worker(monkeypatch, tmp_path):
         script.write_text("\n".join(lines))
         command = verifier_pool.worker_command
 
-        def patched(timeout_s, memory_limit_mib):
-            return [sys.executable, str(script), *command(timeout_s, memory_limit_mib)[4:]]
+        def patched(memory_mb):
+            return [sys.executable, str(script), *command(memory_mb)[4:]]
 
         monkeypatch.setattr(verifier_pool, "worker_command", patched)
 
     return use
-
-
-BOMB = (r"\boxed{bomb}", ("1",))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +258,7 @@ BOMB = (r"\boxed{bomb}", ("1",))
         ("hoard.append(bytearray(2**30))", "crash"),
         ("while True: hoard.append(bytearray(2**20))", "crash"),
         ("os._exit(0)", "crash"),
-        ("raise AttributeError('a defect of sympy')", "crash"),
+        ("raise AttributeError('a defect')", "crash"),
         ("os.kill(os.getpid(), 11)", "crash"),
         ("while True: time.sleep(60)", "timeout"),
         ("while True: pass", "timeout"),
@@ -228,21 +267,13 @@ BOMB = (r"\boxed{bomb}", ("1",))
 )
 def test_what_a_worker_can_do(make_pool, use_worker, body, outcome):
     use_worker(body)
-    pool = make_pool(timeout_s=1.0, memory_limit_mib=256)
+    pool = make_pool(timeout_s=1.0 if outcome == "timeout" else 30.0, memory_mb=256)
     assert outcomes(pool, [GOOD, BOMB, GOOD, BAD]) == ["correct", outcome, "correct", "wrong"]
-
-
-def test_a_worker_that_has_grown_is_replaced_without_blame(make_pool, use_worker):
-    use_worker("hoard.append(bytearray(200 * 2**20))")
-    pool = make_pool(timeout_s=5.0, memory_limit_mib=256)
-    before = pool.worker_pids
-    assert outcomes(pool, [BOMB, GOOD]) == ["wrong", "correct"]
-    assert not set(before) & set(pool.worker_pids)
 
 
 def test_the_memory_limit_counts_from_the_start(make_pool, use_worker):
     use_worker("hoard.append(bytearray(100 * 2**20))")
-    pool = make_pool(timeout_s=5.0, memory_limit_mib=256)
+    pool = make_pool(timeout_s=5.0, memory_mb=256)
     before = pool.worker_pids
     assert outcomes(pool, [BOMB, GOOD]) == ["wrong", "correct"]
     assert before == pool.worker_pids
@@ -251,7 +282,7 @@ def test_the_memory_limit_counts_from_the_start(make_pool, use_worker):
 def test_workers_that_cannot_start_are_reported(monkeypatch):
     broken = [sys.executable, "-c", "raise SystemExit(3)"]
     monkeypatch.setattr(verifier_pool, "worker_command", lambda *_: broken)
-    pool = VerifierPool("boxed", num_workers=1, timeout_s=1.0, memory_limit_mib=64)
+    pool = VerifierPool(num_workers=1, timeout_s=1.0, memory_mb=64)
     with pool, pytest.raises(RuntimeError, match=r"do not start .*exit status 3.*SystemExit"):
         pool.grade([GOOD])
 
@@ -267,16 +298,18 @@ def test_workers_end_with_the_pool(make_pool):
 
 
 def test_workers_die_with_their_parent(tmp_path):
-    """Killed without a chance to clean up, one worker idle and one in the middle of an item."""
+    """Killed without a chance to clean up, one worker idle, one in the middle of an item."""
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(
             f"""
+            import os, signal
             from megatron_zero.rewards.verifier_pool import VerifierPool
-            pool = VerifierPool("boxed", num_workers=2, timeout_s=100.0, memory_limit_mib=512)
+            pool = VerifierPool(num_workers=2, timeout_s=100.0, memory_mb=512)
             pool.grade([({GOOD[0]!r}, ("1/2",)), ({BAD[0]!r}, ("1/2",))])
             print(*pool.worker_pids, flush=True)
-            pool.grade([({STALL!r}, ("1",))])
+            os.kill(pool.worker_pids[0], signal.SIGSTOP)
+            pool.grade([({BAD[0]!r}, "7"), ({BAD[0]!r}, "8")])
             """
         )
     )
@@ -316,49 +349,19 @@ def test_workers_are_light_and_inherit_nothing_of_the_job(make_pool, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"num_workers": 0}, {"timeout_s": 0.0}, {"memory_limit_mib": 0}, {"answer_format": "tag"}],
+    "change", [{"num_workers": 0}, {"timeout_s": 0.0}, {"memory_mb": 0}, {"answer_format": "tag"}]
 )
 def test_settings_out_of_range_are_refused(change):
-    settings = {"num_workers": 1, "timeout_s": 1.0, "memory_limit_mib": 64, **change}
+    settings = {"num_workers": 1, "timeout_s": 1.0, "memory_mb": 64, **change}
     with pytest.raises(ValueError, match=next(iter(change))):
-        VerifierPool(settings.pop("answer_format", "boxed"), **settings)
+        VerifierPool(**settings)
 
 
-def test_a_single_string_is_no_sequence_of_answers(make_pool):
-    with pytest.raises(ValueError, match="must be a sequence"):
-        make_pool().grade([(r"\boxed{1}", "12")])
-
-
-def gold_answers(shared_dir):
-    """Every gold answer of the five benchmarks and of math_12k."""
-    parquet = pytest.importorskip("pyarrow.parquet")
-    files = [f"eval/{n}" for n in ("aime", "amc", "math", "minerva", "olympiad_bench")]
-    for name in [*files, "train/math_12k"]:
-        path = shared_dir / "data" / f"{name}.parquet"
-        if not path.is_file():
-            pytest.skip(f"needs {path}")
-        for row in parquet.read_table(path).to_pylist():
-            yield from row.get("answers") or [row["answer"]]
-
-
-def test_every_gold_answer_is_equivalent_to_itself(make_pool, shared_dir):
-    """As it stands, and respelled so that the letter-by-letter comparison does not decide."""
-    golds = list(gold_answers(shared_dir))
-    assert len(golds) == 13_639
-    pool = make_pool(timeout_s=10.0)
-    empty = golds.count("")
-    assert empty == 2  # two rows of math_12k have no answer: nothing can be right there
-    as_is = outcomes(pool, [(rf"\boxed{{{gold}}}", (gold,)) for gold in golds])
-    assert as_is.count("correct") == len(golds) - empty
-    respelled = [
-        re.sub(r"\\[dtc]?frac", r"\\dfrac ", gold.strip().strip("$")).replace(" ", "  ")
-        for gold in golds
-    ]
-    items = [(rf"\boxed{{${new}$}}", (gold,)) for new, gold in zip(respelled, golds, strict=True)]
-    wrong = [
-        item
-        for item, outcome in zip(items, outcomes(pool, items), strict=True)
-        if outcome != "correct" and item[1] != ("",)
-    ]
-    assert wrong == []
+def test_golds_are_texts_numbers_or_several(make_pool):
+    pool = make_pool()
+    golds = ["12", 12, 12.0, ["11", 12], ("12",), "1", 1, ["1", 2], []]
+    expected = ["correct"] * 5 + ["wrong"] * 4
+    assert outcomes(pool, [(r"\boxed{12.00}", gold) for gold in golds]) == expected
+    for gold in (None, {"a": 1}, True, [None]):
+        with pytest.raises(ValueError, match="gold answer"):
+            pool.grade([(r"\boxed{1}", gold)])
