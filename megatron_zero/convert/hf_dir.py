@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_zero.checks import fail
 from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
@@ -37,6 +38,16 @@ def local_directory(path: "str | Path", option: str) -> Path:
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={str(path)!r}: no such folder or hub id: {reason}") from error
+
+
+def job_directory(path: "str | Path", option: str, group: dist.ProcessGroup) -> Path:
+    """`local_directory` for every rank, downloaded once per node; collective over `group`."""
+    if Path(path).expanduser().is_dir():
+        return Path(path).expanduser()
+    if group.rank() == 0:
+        local_directory(path, option)
+    dist.barrier(group=group)
+    return local_directory(path, option)  # cached, or this node's own
 
 
 def read_config(directory: Path) -> dict[str, Any]:
