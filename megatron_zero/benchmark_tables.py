@@ -3,14 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from megatron_zero.analysis.statistics import mean_intervals, sign_flip_p_value
 from megatron_zero.checks import fail
 from megatron_zero.determinism import derive_seed
-from megatron_zero.evaluate import Results
+
+Results = dict[str, dict]  # of `evaluate.summarize`
 
 
 def table(results: Mapping[str, Results]) -> str:
@@ -24,44 +24,42 @@ def table(results: Mapping[str, Results]) -> str:
             scale = 1 if metric == "length_mean" else 100
             for template, each in results.items():
                 numbers = [scale * np.array(e["metrics"][metric]) for e in each[mode].values()]
-                cells = [f"{v:.1f} [{low:.1f}, {high:.1f}]" for v, low, high in numbers]
+                cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*number) for number in numbers]
                 rows.append([title, template, *cells])
     return _markdown(rows)
 
 
-def compare(*paths: Path) -> str:
+def compare(first: Path, second: Path) -> str:
     """Accuracies of two result files, paired by problem: B - A with its interval and a p-value.
 
     Raises:
         ValueError: not result files, without a common benchmark, or not on the same problems.
     """
-    a, b = map(_read, paths)
+    a, b = map(_read, (first, second))
     rows = [["mode", "benchmark", "A", "B", "B - A", "p"]]
-    for mode, by_name in a.items():
-        parts = {}
-        for name, entry in by_name.items():
-            if name == "average" or mode not in b or name not in b[mode]:
-                continue
-            if entry["num_correct"].keys() != b[mode][name]["num_correct"].keys():
-                fail("--compare", str(paths[1]), f"{name} has not the same problems in both")
-            parts[name] = [np.stack([_accuracies(e) for e in (entry, b[mode][name])], axis=1)]
-        averaged = {"average": [part for (part,) in parts.values()]} if parts else {}
-        for name, pairs in (parts | averaged).items():
-            seed, differences = derive_seed("compare", name), [pair @ [-1, 1] for pair in pairs]
-            columns = [np.column_stack([p, d]) for p, d in zip(pairs, differences, strict=True)]
-            (first, *_), (second, *_), difference = 100 * mean_intervals(columns, seed)
+    for mode in filter(b.__contains__, a):
+        parts = {
+            name: [_paired(entry["problems"], b[mode][name]["problems"], name)]
+            for name, entry in a[mode].items()
+            if name in b[mode] and name != "average"
+        }
+        parts |= {"average": [part for (part,) in parts.values()]} if parts else {}
+        for name, pairs in parts.items():
+            seed = derive_seed("compare", name)
+            (old, *_), (new, *_), difference = 100 * mean_intervals(pairs, seed)
             shown = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*difference)
-            p_value = f"{sign_flip_p_value(differences, seed):.4f}"
-            rows.append([mode, name, f"{first:.1f}", f"{second:.1f}", shown, p_value])
+            p_value = sign_flip_p_value([pair[:, 2] for pair in pairs], seed)
+            rows.append([mode, name, f"{old:.1f}", f"{new:.1f}", shown, f"{p_value:.4f}"])
     if len(rows) == 1:
-        fail("--compare", " ".join(map(str, paths)), "no benchmark in the same mode in both")
+        fail("--compare", f"{first} {second}", "no benchmark in the same mode in both")
     return _markdown(rows)
 
 
-def _accuracies(entry: Mapping[str, Any]) -> np.ndarray:
-    """[P], in the order of the problems."""
-    counts = entry["num_correct"]
-    return np.array([counts[i] for i in sorted(counts)]) / entry["num_samples"]
+def _paired(a: Mapping[str, float], b: Mapping[str, float], name: str) -> np.ndarray:
+    """[P, 3] accuracy of A, of B, and B - A, of each problem."""
+    if a.keys() != b.keys():
+        fail("--compare", name, "has not the same problems in both")
+    return np.array([[a[i], b[i], b[i] - a[i]] for i in a])
 
 
 def _read(path: Path) -> Results:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_zero.checks import at_least
 from megatron_zero.config import TEMPLATES, ModelConfig, RolloutConfig, RunConfig
 from megatron_zero.config_io import apply_overrides
 from megatron_zero.hf_config import read_hf_config
@@ -31,44 +32,44 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
 
     Raises:
         ValueError: a setting that is not valid.
+        SystemExit: an option that is not, or `--help`.
     """
     usage = "megatron-zero eval <hf dir or id> --out DIR [options] [key=value ...]\n       "
     usage += "megatron-zero eval --compare A.json B.json"
     parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--out", metavar="DIR", type=Path)
+    parser.add_argument("words", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="made or continued")
     for option, (path, default, text) in OPTIONS.items():
         parser.add_argument(f"--{option}", default=default, dest=path, metavar="X", help=text)
     parser.add_argument("--sweep-templates", action="store_true", help="every template, a row each")
     parser.add_argument("--save-every", type=int, default=512, help="responses between writes")
     parser.add_argument("--nproc", type=int, default=count_gpus() or 1, help="processes")
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), type=Path, help="paired test")
     args = parser.parse_intermixed_args(list(argv))
-    model, *overrides = args.words or ["none"] if args.compare else args.words or [""]
+    at_least(args, "eval", 1, "save_every", "nproc")
+    model, *overrides = args.words
+    given = [f"{path}={getattr(args, path)}" for path, _, _ in OPTIONS.values()]
     rollout = RolloutConfig(gpu_memory_utilization=0.9)  # nothing else is on the GPU
     config = RunConfig(name="eval", model=ModelConfig(path=model), rollout=rollout)
-    given = [f"{path}={getattr(args, path)}" for path, _, _ in OPTIONS.values()]
-    if not args.compare and (args.out is None or args.save_every < 1 or args.nproc < 1):
-        raise ValueError("eval: needs --out DIR, and --save-every and --nproc of at least 1")
     return args, apply_overrides(config, given + overrides)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: check it and become torchrun, or, under torchrun, be one of its ranks."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
     with user_errors():
-        args, config = parse_args(argv)
-        if args.compare:
+        if argv[:1] == ["--compare"] and len(argv) == 3:
             from megatron_zero.benchmark_tables import compare
 
-            print(compare(*args.compare), end="")
+            print(compare(*map(Path, argv[1:])), end="")
             return 0
+        args, config = parse_args(argv)
         read_hf_config(config.model)
         if not is_launched():
             become_torchrun("megatron_zero.benchmarks", argv, args.nproc)
-    from megatron_zero.benchmark_run import run
+    from megatron_zero.benchmark_run import BenchmarkRun
 
-    run(args, config)
+    every, save_every = args.sweep_templates, args.save_every
+    BenchmarkRun(config, every_template=every, save_every=save_every).run(args.out)
     return 0
 
 

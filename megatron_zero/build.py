@@ -12,7 +12,7 @@ from megatron_zero.batching import Packing
 from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import carried_files, job_directory, open_source
+from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
@@ -77,7 +77,7 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     tokenizer = load_tokenizer(config.model)
     hf_config = complete_hf_config(config.model, tokenizer)
     source = (
-        job_directory(config.model.path, "model.path", topology.host_group)
+        local_directory(config.model.path, "model.path", topology.host_group)
         if config.model.path
         else None
     )
@@ -103,7 +103,7 @@ def build_policy(
     mapping = Mapping(family_for(hf_config), hf_config, padded, with_mtp=False)
     source: TensorSource | Path = RandomSource(mapping, config.seed)
     if config.model.init == "pretrained":
-        directory = job_directory(config.model.path, "model.path", topology.host_group)
+        directory = local_directory(config.model.path, "model.path", topology.host_group)
         is_converted = is_megatron_checkpoint(directory)
         source = (
             directory if is_converted else open_source(directory, hf_config, config.model.dtype)

@@ -1,7 +1,7 @@
 """Accuracy on held-out prompts: during training, and by `megatron-zero eval`; one path for both.
 
 `evaluate` draws and grades and gives one record per response, which is what is written to disk;
-`summarize` turns records into numbers, whoever drew them.
+`summarize` turns records into numbers, whoever drew them; `benchmark_tables` prints those.
 
     {"benchmark": "aime", "index": 0, "temperature": 1.0, "sample": 3, "prompt": "…",
      "reference": ["204"], "output": "… \\boxed{204}", "num_tokens": 812, "truncated": false,
@@ -118,7 +118,7 @@ def summarize(records: Iterable[Record]) -> Results:
 
     Returns:
         {"greedy": {"aime": {"metrics": {"accuracy": [0.433, 0.267, 0.6], …}, "num_samples": 1,
-        "num_correct": {"0": 1, …}}, …, "average": {"metrics": …}}}
+        "problems": {"0": 1.0, …}}, …, "average": {"metrics": …}}}; of problems the accuracies.
     """
     problems: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
@@ -126,25 +126,25 @@ def summarize(records: Iterable[Record]) -> Results:
         problems.setdefault((mode, record["benchmark"], record["index"]), []).append(record)
     results: Results = {}
     for (mode, name, index), rows in problems.items():
-        entry = results.setdefault(mode, {}).setdefault(name, {"num_correct": {}, "metrics": []})
-        entry["num_samples"] = len(rows)
-        entry["num_correct"][str(index)] = sum(row["correct"] for row in rows)
+        entry = results.setdefault(mode, {}).setdefault(name, {"problems": {}, "metrics": []})
         entry["metrics"].append(_problem_metrics(rows))
+        entry["problems"][str(index)] = entry["metrics"][-1]["accuracy"]
+        entry["num_samples"] = len(rows)
     for by_name in results.values():
-        parts = {
-            n: [np.array([list(m.values()) for m in e["metrics"]])] for n, e in by_name.items()
-        }
-        metrics = list(next(iter(by_name.values()))["metrics"][0])
-        rates = range(len(metrics) - 1)  # the last is a length
+        parts = {}
+        for name, entry in by_name.items():
+            metrics = list(entry["metrics"][0])  # all rates, but for the last
+            parts[name] = [np.array([list(row.values()) for row in entry["metrics"]])]
         by_name["average"], parts["average"] = {}, [part for (part,) in parts.values()]
         for name, entry in by_name.items():
-            numbers = mean_intervals(parts[name], derive_seed("bootstrap", name), rates)
-            entry["metrics"] = dict(zip(metrics, numbers.tolist(), strict=True))
+            seed, rates = derive_seed("bootstrap", name), range(len(metrics) - 1)
+            numbers = mean_intervals(parts[name], seed, rates).tolist()
+            entry["metrics"] = dict(zip(metrics, numbers, strict=True))
     return results
 
 
 def _problem_metrics(rows: Sequence[Record]) -> dict[str, float]:
-    """One problem's numbers, from all of its samples; rates, and then the length in tokens."""
+    """One problem's numbers, from all of its samples; rates, and last the length in tokens."""
     n, num_correct = len(rows), sum(row["correct"] for row in rows)
     ks = sorted({n, *(2**i for i in range(n.bit_length()))} - {1})
     return {

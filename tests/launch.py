@@ -6,6 +6,12 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parent.parent
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(REPOSITORY),
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+}
 
 
 def torchrun(
@@ -22,16 +28,10 @@ def torchrun(
 
 def run(command: "list[str]", *, timeout_s: float = 300, expect_status: int = 0) -> str:
     """Run a command from the repository's root; its output, errors included."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(REPOSITORY),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
     result = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env=environment,
+        env=os.environ | ENVIRONMENT,
         timeout=timeout_s,
         text=True,
         stdout=subprocess.PIPE,

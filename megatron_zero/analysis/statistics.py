@@ -36,8 +36,8 @@ def mean_intervals(
     """Mean over benchmarks of the mean over problems, and the ends of its interval.
 
     Percentile bootstrap: the problems of each benchmark are drawn anew with replacement. Where all
-    problems are 0, or all 1, that knows no spread; there a rate of one benchmark gets the bound of
-    Clopper and Pearson, within which so many alike are no surprise: 0 of 30 is [0, 0.116].
+    of them are 0, or all 1, that knows no spread; a rate is then drawn from Beta(1, P) or
+    Beta(P, 1), whose ends are the bounds of Clopper and Pearson: 0 of 30 is [0, 0.116].
 
     Args:
         parts: of each benchmark, [P, M] numbers per problem, a column per quantity.
@@ -46,17 +46,17 @@ def mean_intervals(
     Returns:
         [M, 3] value, low, high.
     """
-    rng, tail = np.random.default_rng(seed), (1 - LEVEL) / 2
-    drawn = [rng.multinomial(n := len(p), np.full(n, 1 / n), NUM_RESAMPLES) @ p / n for p in parts]
-    low, high = np.quantile(np.mean(drawn, axis=0), [tail, 1 - tail], axis=0)
+    rng, drawn = np.random.default_rng(seed), []
+    for part in parts:
+        n = len(part)
+        means = rng.multinomial(n, np.full(n, 1 / n), NUM_RESAMPLES) @ part / n
+        for column in rates:
+            if (ones := part[:, column].sum()) in (0, n):
+                means[:, column] = rng.beta(max(ones, 1), max(n - ones, 1), NUM_RESAMPLES)
+        drawn.append(means)
     value = np.mean([part.mean(axis=0) for part in parts], axis=0)
-    unlikely = tail ** (1 / len(parts[0]))
-    for column in rates if len(parts) == 1 else ():
-        if (parts[0][:, column] == 0).all():
-            high[column] = 1 - unlikely
-        elif (parts[0][:, column] == 1).all():
-            low[column] = unlikely
-    return np.stack([value, low, high], axis=1)
+    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.stack([value, np.minimum(low, value), np.maximum(high, value)], axis=1)
 
 
 def sign_flip_p_value(parts: Sequence[np.ndarray], seed: int) -> float:

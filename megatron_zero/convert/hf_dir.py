@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,15 @@ MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _NOT_CARRIED = ("config.json", INDEX_NAME, HF_FILES, "metadata.json")
 
 
-def local_directory(path: "str | Path", option: str) -> Path:
+def local_directory(
+    path: "str | Path", option: str, group: Optional[dist.ProcessGroup] = None
+) -> Path:
     """`path` if it is a folder, else the hub's files of that id, downloaded.
+
+    Args:
+        path: a folder or hub id.
+        option: what it was given as, for error messages.
+        group: all ranks of a job, where all of them ask: the first downloads before the others.
 
     Raises:
         ValueError: neither is there.
@@ -33,21 +40,16 @@ def local_directory(path: "str | Path", option: str) -> Path:
         fail(option, str(path), "no such folder")
     from huggingface_hub import snapshot_download
 
+    if group is not None and group.rank() > 0:
+        dist.barrier(group=group)
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *MODEL_FILES]))
+        found = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *MODEL_FILES]))
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={str(path)!r}: no such folder or hub id: {reason}") from error
-
-
-def job_directory(path: "str | Path", option: str, group: dist.ProcessGroup) -> Path:
-    """`local_directory` for every rank, downloaded once per node; collective over `group`."""
-    if Path(path).expanduser().is_dir():
-        return Path(path).expanduser()
-    if group.rank() == 0:
-        local_directory(path, option)
-    dist.barrier(group=group)
-    return local_directory(path, option)  # cached, or this node's own
+    if group is not None and group.rank() == 0:
+        dist.barrier(group=group)
+    return found
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def apply_template(name: str, question: str, tokenizer: Any = None, few_shot: st
         return _worked_problems(few_shot) + text
     if name != "llama_instruct":
         return text
-    if getattr(tokenizer, "chat_template", None) is None:
+    if tokenizer is None or not tokenizer.chat_template:
         fail("data.template", name, "needs a tokenizer that has a chat template")
     turns = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)

@@ -68,7 +68,10 @@ class VllmEngine:
             _name_shared_memory_by_job()
         placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if not self._on_gpu:
+            # Prompts are read whole: after a part of one vLLM rewinds the request's generator,
+            # which torch's CPU generator cannot do.
             placement = {"kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
+            placement |= {"enable_chunked_prefill": False}
         self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
         if self._unties:
             # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so

@@ -88,7 +88,7 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
     assert all(r.policy_version == 1 for record in rollouts for r in record.group.responses)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
     (held_out,) = (mode["arithmetic_heldout"] for mode in evaluation["results"].values())
-    assert len(held_out["num_correct"]) == 13  # pairs of 1..9 that are held out
+    assert len(held_out["problems"]) == 13  # pairs of 1..9 that are held out
     value, low, high = held_out["metrics"]["accuracy"]
     assert low <= value <= high and value == records[4]["eval/arithmetic_heldout/accuracy"]
     responses = (directory / "eval" / "step_000004.jsonl").read_text().splitlines()

