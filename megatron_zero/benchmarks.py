@@ -17,7 +17,7 @@ from megatron_zero.launch_args import become_torchrun, count_gpus, is_launched, 
 # option -> setting, default, help; everything else is set by its dotted name
 OPTIONS = {
     "template": ("data.template", "qwen_math", f"one of {', '.join(TEMPLATES)}"),
-    "few-shot": ("data.few_shot", "", "file of template few_shot: columns problem, solution"),
+    "few-shot": ("data.few_shot", "", "template few_shot with a file's problem, solution"),
     "benchmarks": ("evaluation.datasets", "aime,amc,math,minerva,olympiad_bench", "data sets"),
     "n": ("evaluation.num_samples", "1", "samples per problem, besides the greedy response"),
     "temperature": ("evaluation.temperature", "0", "of the samples; 0: only greedy"),
@@ -48,6 +48,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     at_least(args, "eval", 1, "save_every", "nproc")
     model, *overrides = args.words
     given = [f"{path}={getattr(args, path)}" for path, _, _ in OPTIONS.values()]
+    given += ["data.template=few_shot"] * bool(getattr(args, "data.few_shot"))
     rollout = RolloutConfig(gpu_memory_utilization=0.9)  # nothing else is on the GPU
     config = RunConfig(name="eval", model=ModelConfig(path=model), rollout=rollout)
     return args, apply_overrides(config, given + overrides)

@@ -22,7 +22,12 @@ def torchrun(
     Fails the test with the end of the output when a process fails or time runs out.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={nproc}", *(["-m"] if module else []), *map(str, arguments)]
+    command += [
+        f"--nproc-per-node={nproc}",
+        *(["-m"] if module else []),
+        "--",
+        *map(str, arguments),
+    ]
     return run(command, timeout_s=timeout_s)
 
 

@@ -73,7 +73,7 @@ def results(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> Pat
     assert NUM_RESPONSES // 3 <= num_written < NUM_RESPONSES
     assert not (folder / "continued" / "few_shot.json").exists()
     outs = [folder / "continued", whole, folder / "at_once.jsonl"]
-    output = torchrun(1, WORKER, *outs, *arguments, "unused")
+    output = torchrun(1, WORKER, *outs, *arguments, whole)
     # the continued one did not begin at the beginning, the whole one did
     first, last = (f"few_shot: {n} of {NUM_RESPONSES} responses" for n in (8, NUM_RESPONSES))
     assert output.count(first) == 1 and output.count(last) == 2

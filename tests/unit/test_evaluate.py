@@ -147,6 +147,8 @@ def test_the_command_line_makes_a_checked_configuration(tmp_path):
     assert config.evaluation.datasets == ["aime", "math"] and config.answer_format == "answer_tag"
     assert (config.evaluation.num_samples, config.evaluation.temperature) == (8, 0.6)
     assert (config.max_evaluation_tokens, config.rollout.kv_cache_gib) == (64, 1.0)
+    few_shot = benchmarks.parse_args(["model", "--out", "x", "--few-shot", "a.jsonl"])[1].data
+    assert (few_shot.template, few_shot.few_shot) == ("few_shot", "a.jsonl")
     for wrong, message in [
         (
             ["model", "--n", "8", "--out", "x"],
