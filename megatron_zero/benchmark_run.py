@@ -41,7 +41,7 @@ from megatron_zero.types import Prompt
 class BenchmarkRun:
     """A model, what it is asked under which template, and the engine, which starts when needed."""
 
-    def __init__(self, config: RunConfig, *, every_template: bool, save_every: int) -> None:
+    def __init__(self, config: RunConfig, every_template: bool, save_every: int) -> None:
         """Join the job; collective, as all methods are."""
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -52,7 +52,8 @@ class BenchmarkRun:
         with user_errors():
             self.directory = local_directory(config.model.path, "model.path", self.group)
             tokenizer = load_tokenizer(config.model)
-            num_positions = AutoConfig.from_pretrained(self.directory).max_position_embeddings
+            hf_config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+            num_positions = hf_config.max_position_embeddings
             possible = [t for t in TEMPLATES if t != "llama_instruct" or tokenizer.chat_template]
             for name in possible if every_template else [config.data.template]:
                 each = replace(config, data=replace(config.data, template=name))

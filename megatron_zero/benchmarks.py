@@ -69,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             become_torchrun("megatron_zero.benchmarks", argv, args.nproc)
     from megatron_zero.benchmark_run import BenchmarkRun
 
-    every, save_every = args.sweep_templates, args.save_every
-    BenchmarkRun(config, every_template=every, save_every=save_every).run(args.out)
+    BenchmarkRun(config, args.sweep_templates, args.save_every).run(args.out)
     return 0
 
 

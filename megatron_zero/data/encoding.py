@@ -19,7 +19,8 @@ def load_tokenizer(model: ModelConfig) -> Any:
         return build_character_tokenizer()
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model.tokenizer or model.path)
+    # without the last argument it may ask a question, and wait for the answer
+    return AutoTokenizer.from_pretrained(model.tokenizer or model.path, trust_remote_code=False)
 
 
 def _adds_bos(tokenizer: Any) -> bool:

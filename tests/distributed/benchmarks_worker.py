@@ -15,7 +15,7 @@ from megatron_zero.grading import Grader, verifier_pool
 def main() -> None:
     continued, whole, at_once = map(Path, sys.argv[1:4])
     args, config = parse_args(sys.argv[4:])
-    job = BenchmarkRun(config, every_template=False, save_every=args.save_every)
+    job = BenchmarkRun(config, False, args.save_every)
     job.run(continued)
     job.run(whole)
     with verifier_pool(config) as pool:

@@ -4,14 +4,15 @@ Two engine starts: the command line's, which is killed, and that of a worker, wh
 killed, does the whole of it elsewhere, and draws its samples once more, in one batch.
 """
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import transformers
@@ -21,9 +22,9 @@ from tests import tiny
 from tests.launch import ENVIRONMENT, REPOSITORY, torchrun
 
 WORKER = REPOSITORY / "tests" / "distributed" / "benchmarks_worker.py"
-SETTINGS = ["--template", "few_shot", "--max-problems", "3", "--max-tokens", "12", "--n", "4"]
+SETTINGS = ["--template", "qwen_math", "--max-problems", "2", "--max-tokens", "12", "--n", "4"]
 SETTINGS += ["--temperature", "1", "--save-every", "8", "model.dtype=fp32"]
-NUM_RESPONSES = len(BENCHMARKS) * 3 * (1 + 4)
+NUM_GREEDY, NUM_RESPONSES = 2 * len(BENCHMARKS), 2 * len(BENCHMARKS) * (1 + 4)
 
 
 def write_model(directory: Path, tokenizer_dir: Path) -> None:
@@ -42,20 +43,18 @@ def kill_half_way(arguments: "list[str]", responses: Path) -> int:
     """Start the command line, kill all of its processes; how many responses were written."""
     command = [sys.executable, "-m", "megatron_zero.cli", "eval", *arguments]
     log = responses.parent.with_suffix(".log")
+    options = {"cwd": REPOSITORY, "env": os.environ | ENVIRONMENT, "stderr": subprocess.STDOUT}
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env=os.environ | ENVIRONMENT,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        process = subprocess.Popen(command, stdout=file, **options)
     deadline = time.monotonic() + 200
     while not responses.exists() or responses.read_bytes().count(b"\n") < NUM_RESPONSES // 3:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    torchrun_process = psutil.Process(process.pid)
+    # the ranks first: without torchrun they would go on by themselves
+    for each in [*torchrun_process.children(recursive=True), torchrun_process]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a verifier worker ends with its rank
+            each.kill()
     process.wait()
     return responses.read_bytes().count(b"\n")
 
@@ -68,20 +67,20 @@ def results(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> Pat
     write_model(model, qwen_tokenizer_dir)
     arguments = [str(model), "--data-dir", str(shared_dir / "data"), *SETTINGS, "--out"]
     num_written = kill_half_way(
-        [*arguments, str(folder / "continued")], folder / "continued" / "few_shot.jsonl"
+        [*arguments, str(folder / "continued")], folder / "continued" / "qwen_math.jsonl"
     )
     assert NUM_RESPONSES // 3 <= num_written < NUM_RESPONSES
-    assert not (folder / "continued" / "few_shot.json").exists()
+    assert not (folder / "continued" / "qwen_math.json").exists()
     outs = [folder / "continued", whole, folder / "at_once.jsonl"]
     output = torchrun(1, WORKER, *outs, *arguments, whole)
     # the continued one did not begin at the beginning, the whole one did
-    first, last = (f"few_shot: {n} of {NUM_RESPONSES} responses" for n in (8, NUM_RESPONSES))
+    first, last = (f"qwen_math: {n} of {NUM_RESPONSES} responses" for n in (8, NUM_RESPONSES))
     assert output.count(first) == 1 and output.count(last) == 2
     return folder
 
 
 def test_killed_and_continued_is_the_same_byte_for_byte(results: Path) -> None:
-    names = ["few_shot.json", "few_shot.jsonl", "settings.json", "table.md"]
+    names = ["qwen_math.json", "qwen_math.jsonl", "settings.json", "table.md"]
     for folder in ("continued", "whole"):
         assert sorted(p.name for p in (results / folder).glob("[!.]*")) == names
     for name in names:
@@ -90,15 +89,17 @@ def test_killed_and_continued_is_the_same_byte_for_byte(results: Path) -> None:
 
 
 def test_every_benchmark_is_there_greedy_and_sampled(results: Path) -> None:
-    records = [json.loads(line) for line in (results / "whole" / "few_shot.jsonl").open()]
+    records = [json.loads(line) for line in (results / "whole" / "qwen_math.jsonl").open()]
     assert len(records) == NUM_RESPONSES
-    assert [r["temperature"] for r in records] == [0.0] * 15 + [1.0] * 60
+    assert [r["temperature"] for r in records] == [0.0] * NUM_GREEDY + [1.0] * 4 * NUM_GREEDY
     keys = {(r["benchmark"], r["index"], r["temperature"], r["sample"]) for r in records}
     assert len(keys) == NUM_RESPONSES and {key[0] for key in keys} == set(BENCHMARKS)
     assert all(r["num_tokens"] == 12 or not r["truncated"] for r in records)
-    assert len({r["output"] for r in records[15:]}) > 55  # every sample has a seed of its own
-    assert all(r["prompt"].count("Problem:") == 5 for r in records)
-    numbers = json.loads((results / "whole" / "few_shot.json").read_text())
+    assert (
+        len({r["output"] for r in records[NUM_GREEDY:]}) > 35
+    )  # every sample has a seed of its own
+    assert all(r["prompt"].startswith("<|im_start|>system\nPlease reason") for r in records)
+    numbers = json.loads((results / "whole" / "qwen_math.json").read_text())
     for mode, n in (("greedy", 1), ("sampled", 4)):
         by_name = numbers["results"][mode]
         assert list(by_name) == [*BENCHMARKS, "average"]
@@ -112,5 +113,5 @@ def test_every_benchmark_is_there_greedy_and_sampled(results: Path) -> None:
 
 def test_responses_do_not_depend_on_what_they_are_drawn_with(results: Path) -> None:
     at_once = (results / "at_once.jsonl").read_text().splitlines()
-    whole = (results / "whole" / "few_shot.jsonl").read_text().splitlines()
-    assert len(at_once) == 60 and whole[15:] == at_once
+    whole = (results / "whole" / "qwen_math.jsonl").read_text().splitlines()
+    assert len(at_once) == 4 * NUM_GREEDY and whole[NUM_GREEDY:] == at_once
