@@ -6,7 +6,7 @@ processes, and a run directory that would be written over. Then this process bec
 the resolved `config.yaml` of the run directory, which is the run's exact and repeatable command.
 
 Under torchrun already (a launcher script, Slurm), the command runs in this process, as `doctor`
-always does.
+always does, and `eval` until it has checked its own options.
 """
 
 import difflib
@@ -51,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(command, VERBS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"{command}: no such command; {hint}commands: {', '.join(VERBS)}")
-        if command == "doctor":
-            return importlib.import_module("megatron_zero.doctor").main(rest)
-        if command == "eval":
-            return importlib.import_module("megatron_zero.benchmarks").main(rest)
+        if command in ("doctor", "eval"):
+            return importlib.import_module(f"megatron_zero.{command}").main(rest)
         if not is_launched():
             _launch(command, parse_args(command, rest, launcher=True))
             return 0

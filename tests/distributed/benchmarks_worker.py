@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_zero import evaluate
 from megatron_zero.benchmark_run import BenchmarkRun
-from megatron_zero.benchmarks import parse_args
+from megatron_zero.eval import parse_args
 from megatron_zero.grading import Grader, verifier_pool
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_zero import benchmarks, evaluate
+from megatron_zero import eval as eval_command
+from megatron_zero import evaluate
 from megatron_zero.benchmark_run import begin, resume
 from megatron_zero.benchmark_tables import compare, table
 from megatron_zero.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig
@@ -142,12 +143,12 @@ def test_a_folder_is_continued_under_the_same_settings_and_by_one_process(tmp_pa
 def test_the_command_line_makes_a_checked_configuration(tmp_path):
     words = ["model", "--out", "x", "--template", "r1", "--n", "8", "--temperature", "0.6"]
     words += ["--benchmarks", "aime,math", "--max-tokens", "64", "rollout.kv_cache_gib=1"]
-    args, config = benchmarks.parse_args(words)
+    args, config = eval_command.parse_args(words)
     assert (args.out, args.sweep_templates, config.model.path) == (Path("x"), False, "model")
     assert config.evaluation.datasets == ["aime", "math"] and config.answer_format == "answer_tag"
     assert (config.evaluation.num_samples, config.evaluation.temperature) == (8, 0.6)
     assert (config.max_evaluation_tokens, config.rollout.kv_cache_gib) == (64, 1.0)
-    few_shot = benchmarks.parse_args(["model", "--out", "x", "--few-shot", "a.jsonl"])[1].data
+    few_shot = eval_command.parse_args(["model", "--out", "x", "--few-shot", "a.jsonl"])[1].data
     assert (few_shot.template, few_shot.few_shot) == ("few_shot", "a.jsonl")
     for wrong, message in [
         (
@@ -159,7 +160,7 @@ def test_the_command_line_makes_a_checked_configuration(tmp_path):
         (["model", "--out", "x", "--max-tokens", "many"], "max_response_tokens='many'"),
     ]:
         with pytest.raises(ValueError, match=message):
-            benchmarks.parse_args(wrong)
+            eval_command.parse_args(wrong)
 
 
 def test_no_problem_is_left_out_of_a_benchmark(tmp_path):

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, config = parse_args(argv)
         read_hf_config(config.model)
         if not is_launched():
-            become_torchrun("megatron_zero.benchmarks", argv, args.nproc)
+            become_torchrun("megatron_zero.eval", argv, args.nproc)
     from megatron_zero.benchmark_run import BenchmarkRun
 
     BenchmarkRun(config, args.sweep_templates, args.save_every).run(args.out)
