@@ -13,13 +13,13 @@ from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import MODEL_FILES, carried_files, open_source
+from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
 from megatron_zero.convert.sources import TensorSource
-from megatron_zero.data.arithmetic import build_character_tokenizer
-from megatron_zero.data.datasets import evaluation_data, load_rows
+from megatron_zero.data.datasets import load_rows
+from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
 from megatron_zero.losses import Objective
@@ -29,31 +29,8 @@ from megatron_zero.policy.converted import is_megatron_checkpoint
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
 from megatron_zero.policy.policy import Policy
-from megatron_zero.types import Prompt
 
 logger = logging.getLogger(__name__)
-
-
-def local_model_dir(path: str, topology: Topology) -> Path:
-    """The folder of a model: `path` itself, or the hub's files, downloaded once per node."""
-    if Path(path).expanduser().is_dir():
-        return Path(path).expanduser()
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", *MODEL_FILES]
-    if topology.rank == 0:
-        snapshot_download(path, allow_patterns=patterns)
-    dist.barrier(group=topology.host_group)
-    return Path(snapshot_download(path, allow_patterns=patterns))  # cached, or this node's own
-
-
-def load_tokenizer(model: ModelConfig) -> Any:
-    """The run's tokenizer: `characters`, or what transformers finds at the path or hub id."""
-    if model.tokenizer == "characters":
-        return build_character_tokenizer()
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model.tokenizer or model.path)
 
 
 def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
@@ -100,7 +77,11 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     run_dir = RunDir.of(config)
     tokenizer = load_tokenizer(config.model)
     hf_config = complete_hf_config(config.model, tokenizer)
-    source = local_model_dir(config.model.path, topology) if config.model.path else None
+    source = (
+        local_directory(config.model.path, "model.path", topology.host_group)
+        if config.model.path
+        else None
+    )
     if topology.rank == 0:
         create_run_dir(config, resume=resume)
         write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
@@ -124,7 +105,7 @@ def build_policy(
     mapping = Mapping(family_for(hf_config), hf_config, padded, with_mtp=False)
     source: TensorSource | Path = RandomSource(mapping, config.seed)
     if config.model.init == "pretrained":
-        directory = local_model_dir(config.model.path, topology)
+        directory = local_directory(config.model.path, "model.path", topology.host_group)
         is_converted = is_megatron_checkpoint(directory)
         source = (
             directory if is_converted else open_source(directory, hf_config, config.model.dtype)
@@ -183,28 +164,13 @@ def report(config: Config, policy: Policy, run_dir: RunDir, **more: str) -> None
 def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
     """The training prompts, dealt out from the start."""
     rows = load_rows(config.data, seed=config.seed)
+    data, longest = config.data, config.data.max_prompt_tokens
     prompts = build_prompts(
-        rows, tokenizer, config.data.template, config.data.max_prompt_tokens, config.data.dataset
+        rows, tokenizer, data.template, longest, data.dataset, few_shot=data.few_shot
     )
     return PromptCursor(
         prompts, config.rollout.num_prompts_per_step, config.seed, config.data.shuffle
     )
-
-
-def build_evaluation_prompts(
-    config: RunConfig, hf_config: dict[str, Any], tokenizer: Any
-) -> dict[str, list[Prompt]]:
-    """Held-out prompts by data set; only what the model has no positions for is left out.
-
-    `data.max_prompt_tokens` is for training: a benchmark is not shortened by it.
-    """
-    prompts = {}
-    max_prompt_tokens = hf_config["max_position_embeddings"] - config.max_evaluation_tokens
-    for name in config.evaluation.datasets:
-        data = evaluation_data(config.data, name, config.evaluation.max_prompts)
-        rows = load_rows(data, seed=config.seed, setting="evaluation.datasets")
-        prompts[name] = build_prompts(rows, tokenizer, data.template, max_prompt_tokens, name)
-    return prompts
 
 
 def export_hf(policy: Policy, run_dir: RunDir, step: int, *, bucket_bytes: int) -> None:

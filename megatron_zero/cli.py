@@ -6,12 +6,11 @@ processes, and a run directory that would be written over. Then this process bec
 the resolved `config.yaml` of the run directory, which is the run's exact and repeatable command.
 
 Under torchrun already (a launcher script, Slurm), the command runs in this process, as `doctor`
-always does.
+always does, and `eval` until it has checked its own options.
 """
 
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -21,6 +20,7 @@ from megatron_zero.hf_config import read_hf_config
 from megatron_zero.launch_args import (
     COMMANDS,
     LaunchArgs,
+    become_torchrun,
     count_gpus,
     is_launched,
     parse_args,
@@ -29,7 +29,11 @@ from megatron_zero.launch_args import (
 from megatron_zero.layout import check_layout
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 
-VERBS = {**COMMANDS, "doctor": "what is installed, what would run underneath, and what is wrong"}
+VERBS = {
+    **COMMANDS,
+    "eval": "a model on benchmarks: accuracy, pass@k, intervals; or two results compared",
+    "doctor": "what is installed, what would run underneath, and what is wrong",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(command, VERBS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"{command}: no such command; {hint}commands: {', '.join(VERBS)}")
-        if command == "doctor":
-            return importlib.import_module("megatron_zero.doctor").main(rest)
+        if command in ("doctor", "eval"):
+            return importlib.import_module(f"megatron_zero.{command}").main(rest)
         if not is_launched():
             _launch(command, parse_args(command, rest, launcher=True))
             return 0
@@ -68,18 +72,6 @@ def help_text() -> str:
     )
 
 
-def torchrun_command(config: Config, *, nproc: int, resume: bool) -> list[str]:
-    """The command that runs `config.yaml` of the run directory on this machine."""
-    return [
-        sys.executable,
-        *("-m", "torch.distributed.run"),
-        *("--standalone", f"--nproc-per-node={nproc}"),
-        *("-m", f"megatron_zero.{kind_of(config)}"),
-        str(RunDir.of(config).config),
-        *(["--resume"] if resume else []),
-    ]
-
-
 def _launch(kind: str, args: LaunchArgs) -> None:
     """Check what was asked for and become torchrun, so that signals and the status are its own."""
     config = args.config
@@ -88,12 +80,9 @@ def _launch(kind: str, args: LaunchArgs) -> None:
     if args.resume:
         _report_changes(config)
     create_run_dir(config, resume=args.resume)
-    environment = dict(os.environ)
-    if not count_gpus() and "OMP_NUM_THREADS" not in environment:
-        environment["OMP_NUM_THREADS"] = "1"  # ranks share the cores, and so does the engine
-    command = torchrun_command(config, nproc=nproc, resume=args.resume)
     print(f"{kind}: {config.run_dir}, {nproc} process{'es' if nproc > 1 else ''}", flush=True)
-    os.execve(command[0], command, environment)
+    arguments = [str(RunDir.of(config).config), *(["--resume"] if args.resume else [])]
+    become_torchrun(f"megatron_zero.{kind}", arguments, nproc)
 
 
 def _report_changes(config: Config) -> None:

@@ -267,8 +267,7 @@ class RunConfig:
 
     @property
     def answer_format(self) -> str:
-        of_template = "answer_tag" if self.data.template == "r1" else "boxed"
-        return self.reward.answer_format or of_template
+        return self.reward.answer_format or TEMPLATES[self.data.template]
 
     @property
     def run_dir(self) -> str:

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 
 from megatron_zero.checks import CONFIG_OPTIONS, at_least, divides, fail, one_of
 
-TEMPLATES = ["qwen_math", "r1", "no", "arithmetic"]
+# template -> where the answer of a response to it is looked for
+TEMPLATES = {"qwen_math": "boxed", "r1": "answer_tag", "no": "boxed", "arithmetic": "boxed"}
+TEMPLATES |= {"open_reasoner_zero": "answer_tag_lenient", "prime_zero": "boxed"}
+TEMPLATES |= {"llama_instruct": "boxed", "r1_distill_qwen": "boxed_after_think"}
+TEMPLATES |= {"qwen3": "boxed_after_think", "few_shot": "boxed"}
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -79,6 +83,7 @@ class DataConfig:
     prompt_key: str = ""  # "": the known data set's, else "problem"
     answer_key: str = ""  # "": the known data set's, else "answer"
     template: str = "qwen_math"
+    few_shot: str = ""  # worked problems of template few_shot, a file; "": the built-in four
     max_prompt_tokens: int = 1024  # longer templated prompts are left out
     max_prompts: int = 0  # use only the first n rows; 0: all
     shuffle: bool = True

@@ -9,14 +9,14 @@ from typing import Any
 
 from megatron_zero.checks import CONFIG_OPTIONS, at_least, fail, one_of
 
-ANSWER_FORMATS = ["", "boxed", "answer_tag"]
+ANSWER_FORMATS = ["", "boxed", "boxed_after_think", "answer_tag", "answer_tag_lenient"]
 
 
 @dataclass(**CONFIG_OPTIONS)
 class RewardConfig:
     """The verifier. Truncated responses get reward 0 and stay in the group mean (reference A3)."""
 
-    answer_format: str = ""  # boxed or answer_tag; "": the template's
+    answer_format: str = ""  # one of ANSWER_FORMATS; "": the template's
     num_workers: int = 1  # processes per rank
     timeout_s: float = 5.0  # of one grading, counted from when it starts
     memory_limit_mib: int = 1024  # address space a worker may add

@@ -1,50 +1,77 @@
-"""Accuracy on held-out prompts, with the training engine and verifier."""
+"""Accuracy on held-out prompts: during training, and by `megatron-zero eval`; one path for both.
 
+`evaluate` draws and grades and gives one record per response, which is what is written to disk;
+`summarize` turns records into numbers, whoever drew them; `benchmark_tables` prints those.
+
+    {"benchmark": "aime", "index": 0, "temperature": 1.0, "sample": 3, "prompt": "…",
+     "reference": ["204"], "output": "… \\boxed{204}", "num_tokens": 812, "truncated": false,
+     "reward": 1.0, "correct": true, "formatted": true, "outcome": "correct"}
+
+What counts here is `correct`, the verdict on a response whether it was truncated or not.
+"""
+
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from megatron_zero.config import RunConfig
+import numpy as np
+
+from megatron_zero.analysis.statistics import mean_intervals, pass_at_k
+from megatron_zero.config import RunConfig, fail
+from megatron_zero.data.datasets import evaluation_data, load_rows
+from megatron_zero.data.prompts import build_prompts
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import derive_seed
 from megatron_zero.grading import Grader
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
-from megatron_zero.types import Graded, Prompt, RolloutGroup
+from megatron_zero.types import Prompt
+
+Record = dict[str, Any]
+Results = dict[str, dict[str, dict[str, Any]]]  # mode -> benchmark -> numbers
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationResult:
-    """One data set's responses and verdicts."""
+def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) -> list[Prompt]:
+    """The prompts of every data set of `evaluation.datasets`, none left out.
 
-    groups: list[RolloutGroup]
-    graded: list[list[Graded]]
+    `data.max_prompt_tokens` is for training: a benchmark is not shortened by it. The response to a
+    long prompt may have less room than `max_evaluation_tokens`.
 
-    @property
-    def accuracy(self) -> float:
-        """Mean over prompts of the fraction of correct samples, truncated ones by their verdict."""
-        return fmean(fmean(v.correct for v in row) for row in self.graded)
+    Args:
+        num_positions: the model's `max_position_embeddings`.
 
-    @property
-    def mean_length(self) -> float:
-        """Response tokens."""
-        return fmean(len(r.token_ids) for group in self.groups for r in group.responses)
+    Raises:
+        ValueError: no such data set, or a prompt that the model has no positions for.
+    """
+    prompts: list[Prompt] = []
+    for name in config.evaluation.datasets:
+        data = evaluation_data(config.data, name, config.evaluation.max_prompts)
+        rows = load_rows(data, seed=config.seed, setting="evaluation.datasets")
+        room, few_shot = num_positions - 1, data.few_shot
+        fit = build_prompts(rows, tokenizer, data.template, room, name, few_shot=few_shot)
+        if missing := len(rows) - len(fit):
+            valid = f"{missing} prompts do not fit into the model's {num_positions} positions"
+            fail("evaluation.datasets", name, valid)
+        prompts += fit
+    return prompts
+
+
+def max_model_len(config: RunConfig, prompts: Sequence[Prompt], num_positions: int) -> int:
+    """Tokens of the longest prompt and its response, as far as the model has positions."""
+    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
+    return min(longest + config.max_evaluation_tokens, num_positions)
 
 
 def evaluate(
-    config: RunConfig,
-    datasets: Mapping[str, Sequence[Prompt]],
-    sampler: Sampler,
-    grader: Grader,
-    *,
-    policy_version: int,
-) -> dict[str, EvaluationResult]:
-    """Generate for every data set and grade; collective, the same result on every rank.
+    config: RunConfig, prompts: Sequence[Prompt], sampler: Sampler, grader: Grader, version: int
+) -> list[Record]:
+    """`evaluation.num_samples` records per prompt, in order, at `evaluation.temperature`.
 
-    Greedy by default (`evaluation.temperature` 0). Sampled responses are seeded by prompt and
-    sample alone, so two checkpoints are compared on the same random numbers.
+    Collective, the same result on every rank. Seeds depend on prompt and sample alone, so two
+    checkpoints or templates are compared on the same random numbers, and part of the prompts gives
+    what all would. The responses must come from the weights of `version`.
     """
     settings = SamplingSettings(
         max_tokens=config.max_evaluation_tokens,
@@ -55,45 +82,91 @@ def evaluate(
     def seed_of(place: int, prompt: Prompt, sample: int) -> int:
         return derive_seed(config.seed, "evaluation", prompt.source, prompt.index, sample)
 
-    results = {}
-    for name, prompts in datasets.items():
-        groups = sampler.sample(
-            prompts,
-            settings,
-            group_size=config.evaluation.num_samples,
-            seed_of=seed_of,
-            policy_version=policy_version,
-        )
-        results[name] = EvaluationResult(groups=groups, graded=grader.score(groups))
+    n = config.evaluation.num_samples
+    groups = sampler.sample(
+        prompts, settings, group_size=n, seed_of=seed_of, policy_version=version
+    )
+    return [
+        {
+            "benchmark": group.prompt.source,
+            "index": group.prompt.index,
+            "temperature": settings.temperature,
+            "sample": sample,
+            "prompt": group.prompt.text,
+            "reference": list(group.prompt.answers),
+            "output": response.text,
+            "num_tokens": len(response.token_ids),
+            "truncated": response.truncated,
+            **dataclasses.asdict(verdict),
+        }
+        for group, row in zip(groups, grader.score(groups), strict=True)
+        for sample, (response, verdict) in enumerate(zip(group.responses, row, strict=True))
+    ]
+
+
+def to_jsonl(records: Iterable[Record]) -> bytes:
+    """One line per record."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(lines).encode(errors="surrogatepass")
+
+
+def summarize(records: Iterable[Record]) -> Results:
+    """Each metric with its 95 % interval, by mode ("greedy" or "sampled") and benchmark.
+
+    A metric is a mean over problems of a number per problem; "average" is the unweighted mean over
+    benchmarks (reference A7). Intervals: `analysis.statistics.mean_intervals`.
+
+    Returns:
+        {"greedy": {"aime": {"metrics": {"accuracy": [0.433, 0.267, 0.6], …}, "num_samples": 1,
+        "problems": {"0": 1.0, …}}, …, "average": {"metrics": …}}}; of problems the accuracies.
+    """
+    problems: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        mode = "sampled" if record["temperature"] else "greedy"
+        problems.setdefault((mode, record["benchmark"], record["index"]), []).append(record)
+    results: Results = {}
+    for (mode, name, index), rows in problems.items():
+        entry = results.setdefault(mode, {}).setdefault(name, {"problems": {}, "metrics": []})
+        entry["metrics"].append(_problem_metrics(rows))
+        entry["problems"][str(index)] = entry["metrics"][-1]["accuracy"]
+        entry["num_samples"] = len(rows)
+    for by_name in results.values():
+        parts = {}
+        for name, entry in by_name.items():
+            metrics = list(entry["metrics"][0])  # all rates, but for the last
+            parts[name] = [np.array([list(row.values()) for row in entry["metrics"]])]
+        by_name["average"], parts["average"] = {}, [part for (part,) in parts.values()]
+        for name, entry in by_name.items():
+            seed, rates = derive_seed("bootstrap", name), range(len(metrics) - 1)
+            numbers = mean_intervals(parts[name], seed, rates).tolist()
+            entry["metrics"] = dict(zip(metrics, numbers, strict=True))
     return results
 
 
-def evaluation_metrics(results: Mapping[str, EvaluationResult]) -> dict[str, float]:
-    """`eval/<data set>/accuracy`, `length_mean` and their unweighted averages (reference A7)."""
-    metrics = {}
-    for name, result in results.items():
-        metrics[f"eval/{name}/accuracy"] = result.accuracy
-        metrics[f"eval/{name}/length_mean"] = result.mean_length
-    if len(results) > 1:
-        metrics["eval/average/accuracy"] = fmean(r.accuracy for r in results.values())
-        metrics["eval/average/length_mean"] = fmean(r.mean_length for r in results.values())
-    return metrics
+def _problem_metrics(rows: Sequence[Record]) -> dict[str, float]:
+    """One problem's numbers, from all of its samples; rates, and last the length in tokens."""
+    n, num_correct = len(rows), sum(row["correct"] for row in rows)
+    ks = sorted({n, *(2**i for i in range(n.bit_length()))} - {1})
+    return {
+        "accuracy": num_correct / n,
+        **{f"pass@{k}": pass_at_k(n, num_correct, k) for k in ks},
+        "truncated_frac": fmean(row["truncated"] for row in rows),
+        "formatted_frac": fmean(row["formatted"] for row in rows),
+        "length_mean": fmean(row["num_tokens"] for row in rows),
+    }
 
 
-def evaluation_record(results: Mapping[str, EvaluationResult]) -> str:
-    """Every response with its verdict as JSON, for `eval/step_*.json`."""
-    record: dict[str, list[dict[str, Any]]] = {}
-    for name, result in results.items():
-        record[name] = [
-            {
-                "prompt": group.prompt.text,
-                "reference": list(group.prompt.answers),
-                "output": [response.text for response in group.responses],
-                "num_tokens": [len(response.token_ids) for response in group.responses],
-                "truncated": [response.truncated for response in group.responses],
-                "correct": [verdict.correct for verdict in row],
-                "outcome": [verdict.outcome for verdict in row],
-            }
-            for group, row in zip(result.groups, result.graded, strict=True)
-        ]
-    return json.dumps(record, ensure_ascii=False, indent=1)
+def evaluation_metrics(results: Results) -> dict[str, float]:
+    """`eval/<data set>/<metric>` of an evaluation in one mode, for logs; an average of several."""
+    (by_name,) = results.values()
+    return {
+        f"eval/{name}/{metric}": value
+        for name, entry in by_name.items()
+        if name != "average" or len(by_name) > 2
+        for metric, (value, _, _) in entry["metrics"].items()
+    }
+
+
+def results_json(results: Results, settings: Mapping[str, Any]) -> bytes:
+    """What `eval/step_*.json` and `<template>.json` hold, for `megatron-zero eval --compare`."""
+    return (json.dumps({"settings": settings, "results": results}, indent=1) + "\n").encode()

@@ -4,10 +4,21 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
+from megatron_zero.config import RunConfig
 from megatron_zero.rewards.base import apply_truncation
 from megatron_zero.rewards.verifier_pool import VerifierPool
 from megatron_zero.rollout.sampler import merged
 from megatron_zero.types import Graded, RolloutGroup
+
+
+def verifier_pool(config: RunConfig) -> VerifierPool:
+    """A rank's verifier workers, as `reward` and the template say."""
+    return VerifierPool(
+        num_workers=config.reward.num_workers,
+        timeout_s=config.reward.timeout_s,
+        memory_mb=config.reward.memory_limit_mib,
+        answer_format=config.answer_format,
+    )
 
 
 class Grader:

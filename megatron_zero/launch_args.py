@@ -123,6 +123,17 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
+def become_torchrun(module: str, arguments: Sequence[str], nproc: int) -> None:
+    """Replace this process by torchrun, so that signals and the status are its own."""
+    environment = dict(os.environ)
+    if not count_gpus() and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = "1"  # ranks share the cores, and so does the engine
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    # what is after -- is not torchrun's, who would take --n for an abbreviation
+    command += [f"--nproc-per-node={nproc}", "-m", "--", module, *arguments]
+    os.execve(command[0], command, environment)
+
+
 def count_gpus() -> int:
     """NVIDIA GPUs that a process started here would see, without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:

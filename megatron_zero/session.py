@@ -11,13 +11,12 @@ from statistics import fmean
 
 import torch
 
-from megatron_zero import build
+from megatron_zero import build, evaluate
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
-from megatron_zero.evaluate import evaluate, evaluation_metrics, evaluation_record
-from megatron_zero.grading import Grader
+from megatron_zero.grading import Grader, verifier_pool
 from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
 from megatron_zero.observability.rollouts import write_rollouts
@@ -26,7 +25,6 @@ from megatron_zero.observability.sinks import make_sinks, read_metrics
 from megatron_zero.observability.summary import print_summary
 from megatron_zero.observability.timers import Timers
 from megatron_zero.policy import checkpoint
-from megatron_zero.rewards.verifier_pool import VerifierPool
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.rollout.vllm_engine import VllmEngine
@@ -51,7 +49,8 @@ class Session:
         self._exit = ExitStack()
         self.timers = Timers()
         self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
-        self._evaluation_prompts = build.build_evaluation_prompts(config, hf_config, tokenizer)
+        self._num_positions = hf_config["max_position_embeddings"]
+        self._held_out = evaluate.evaluation_prompts(config, self._num_positions, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)
         self._build_engine()
@@ -101,13 +100,8 @@ class Session:
         )
         self.engine.sleep()
         self.sampler = Sampler(self.engine, topology.host_group)
-        pool = VerifierPool(
-            num_workers=config.reward.num_workers,
-            timeout_s=config.reward.timeout_s,
-            memory_mb=config.reward.memory_limit_mib,
-            answer_format=config.answer_format,
-        )
-        self.grader = Grader(self._exit.enter_context(pool), topology.host_group)
+        pool = self._exit.enter_context(verifier_pool(config))
+        self.grader = Grader(pool, topology.host_group)
 
     def __enter__(self) -> "Session":
         return self
@@ -117,12 +111,9 @@ class Session:
 
     def _max_model_len(self) -> int:
         """What the engine must hold: a training sample, or the longest evaluation."""
-        config = self.config
-        lengths = [len(p.token_ids) for ps in self._evaluation_prompts.values() for p in ps]
-        return max(
-            config.data.max_prompt_tokens + config.rollout.max_response_tokens,
-            max(lengths, default=0) + config.max_evaluation_tokens,
-        )
+        config, prompts = self.config, self._held_out
+        evaluation = evaluate.max_model_len(config, prompts, self._num_positions)
+        return max(config.max_sample_tokens, evaluation)
 
     def sample(
         self, prompts: Sequence[Prompt], step: int, *, first_place: int = 0
@@ -177,20 +168,19 @@ class Session:
 
     def evaluate(self, done: int) -> None:
         """Accuracy of the present policy on the held-out prompts; nothing without data sets."""
-        if not self._evaluation_prompts:
+        if not self._held_out:
             return
         with self.timers("evaluate"):
-            results = evaluate(
-                self.config,
-                self._evaluation_prompts,
-                self.sampler,
-                self.grader,
-                policy_version=done,
-            )
+            parts = self.sampler, self.grader
+            records = evaluate.evaluate(self.config, self._held_out, *parts, done)
         self._evaluated.add(done)
-        self._sinks.log(done, evaluation_metrics(results) | self.timers.pop())
+        results = evaluate.summarize(records)
+        self._sinks.log(done, evaluate.evaluation_metrics(results) | self.timers.pop())
         if self.topology.rank == 0:
-            write_atomically(self.run_dir.evaluation(done), evaluation_record(results).encode())
+            path = self.run_dir.evaluation(done)
+            write_atomically(path.with_suffix(".jsonl"), evaluate.to_jsonl(records))
+            settings = {"model": self.config.name, "step": done}
+            write_atomically(path, evaluate.results_json(results, settings))
 
     def save_rollouts(
         self,

@@ -3,9 +3,10 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
+import torch.distributed as dist
 
 from megatron_zero.checks import fail
 from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
@@ -19,8 +20,15 @@ MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _NOT_CARRIED = ("config.json", INDEX_NAME, HF_FILES, "metadata.json")
 
 
-def local_directory(path: "str | Path", option: str) -> Path:
+def local_directory(
+    path: "str | Path", option: str, group: Optional[dist.ProcessGroup] = None
+) -> Path:
     """`path` if it is a folder, else the hub's files of that id, downloaded.
+
+    Args:
+        path: a folder or hub id.
+        option: what it was given as, for error messages.
+        group: all ranks of a job, where all of them ask: the first downloads before the others.
 
     Raises:
         ValueError: neither is there.
@@ -32,11 +40,16 @@ def local_directory(path: "str | Path", option: str) -> Path:
         fail(option, str(path), "no such folder")
     from huggingface_hub import snapshot_download
 
+    if group is not None and group.rank() > 0:
+        dist.barrier(group=group)
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *MODEL_FILES]))
+        found = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *MODEL_FILES]))
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{option}={str(path)!r}: no such folder or hub id: {reason}") from error
+    if group is not None and group.rank() == 0:
+        dist.barrier(group=group)
+    return found
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -9,6 +9,19 @@ would end a prompt before the response.
 
 from typing import Any
 
+from megatron_zero.config import ModelConfig
+from megatron_zero.data.arithmetic import build_character_tokenizer
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """A run's tokenizer: `characters`, or what transformers finds at the path or hub id."""
+    if model.tokenizer == "characters":
+        return build_character_tokenizer()
+    from transformers import AutoTokenizer
+
+    # without the last argument it may ask a question, and wait for the answer
+    return AutoTokenizer.from_pretrained(model.tokenizer or model.path, trust_remote_code=False)
+
 
 def _adds_bos(tokenizer: Any) -> bool:
     bos = tokenizer.bos_token_id

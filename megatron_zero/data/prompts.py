@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_prompts(
-    rows: Sequence[Row], tokenizer: Any, template: str, max_prompt_tokens: int, source: str
+    rows: Sequence[Row],
+    tokenizer: Any,
+    template: str,
+    max_prompt_tokens: int,
+    source: str,
+    *,
+    few_shot: str = "",
 ) -> list[Prompt]:
     """Template and tokenise `rows`; leave out prompts of more than `max_prompt_tokens` tokens.
 
@@ -35,13 +41,14 @@ def build_prompts(
 
     Args:
         source: name of the data set, kept in every prompt.
+        few_shot: `data.few_shot`.
 
     Raises:
         ValueError: unknown template, no rows, or none short enough.
     """
     if not rows:
         fail("data.dataset", source, "has no rows")
-    texts = [apply_template(template, row.question) for row in rows]
+    texts = [apply_template(template, row.question, tokenizer, few_shot) for row in rows]
     encoded = encode(texts, tokenizer)
     prompts = [
         Prompt(index=row.index, text=text, token_ids=tuple(ids), answers=row.answers, source=source)
@@ -60,7 +67,8 @@ def build_prompts(
     return prompts
 
 
-def _fingerprint(prompts: Sequence[Prompt]) -> str:
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """A digest of everything about the prompts, whatever they were made from."""
     digest = hashlib.sha256()
     for prompt in prompts:
         record = [prompt.index, prompt.source, prompt.text, prompt.answers, prompt.token_ids]
@@ -91,7 +99,7 @@ class PromptCursor:
         self._seed = seed
         self._shuffle = shuffle
         self._position = 0  # prompts dealt out since the start of the run
-        self._fingerprint = _fingerprint(self._prompts)
+        self._fingerprint = prompts_digest(self._prompts)
 
     def __len__(self) -> int:
         """Prompts per epoch."""

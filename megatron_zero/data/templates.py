@@ -1,54 +1,69 @@
-"""Prompt templates: what a base model reads in front of its first token.
+"""Prompt templates: what a model reads in front of its first token.
 
-The three of the reference are byte-equal to its strings, because a base model's behaviour before
-any training depends on them. Names are `config.TEMPLATES`. Standard library only.
+The texts are in `templates.toml`. Those of the reference are byte-equal to its strings, because a
+base model's behaviour before any training depends on them, and a published model's on the one that
+it was trained with. Names are `config.TEMPLATES`. Importing it needs the standard library only.
 
 `qwen_math` is the chat format that Qwen2.5-Math was trained on; `r1` asks for reasoning and answer
 in tags and opens the first one; `no` is the bare question; `arithmetic` ends the question's line,
-which is where the worked solutions of `data.arithmetic` begin.
+which is where the worked solutions of `data.arithmetic` begin. `open_reasoner_zero`, `prime_zero`,
+`r1_distill_qwen` and `qwen3` are those models' own; `llama_instruct` is whatever chat template the
+tokenizer brings. `few_shot` puts worked problems in front: the prompting baseline.
 """
 
+import functools
+import tomllib
+from pathlib import Path
+from typing import Any
+
 from megatron_zero.config import TEMPLATES, fail
+from megatron_zero.data.tables import open_table
 
-# prefix and suffix around the question
-_PARTS = {
-    "qwen_math": (
-        "<|im_start|>system\nPlease reason step by step, and put your final answer within "
-        "\\boxed{}.<|im_end|>\n<|im_start|>user\n",
-        "<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    "r1": (
-        "A conversation between User and Assistant. The User asks a question, and the Assistant "
-        "solves it. The Assistant first thinks about the reasoning process in the mind and then "
-        "provides the User with the answer. The reasoning process is enclosed within <think> "
-        "</think> and answer is enclosed within <answer> </answer> tags, respectively, i.e., "
-        "<think> reasoning process here </think> <answer> answer here </answer>.\nUser: ",
-        "\nAssistant: <think>",
-    ),
-    "no": ("", ""),
-    "arithmetic": ("", "\n"),
-}
-
-_R1_STOP_STRINGS = ("</answer>",)
+HERE = Path(__file__).parent
+_TEMPLATES = tomllib.loads((HERE / "templates.toml").read_text(encoding="utf-8"))
 
 
-def _check_name(name: str) -> None:
-    if name not in _PARTS:
+def _template(name: str) -> dict[str, Any]:
+    if name not in TEMPLATES:
         fail("data.template", name, f"must be one of {', '.join(TEMPLATES)}")
+    return _TEMPLATES[name]
 
 
-def apply_template(name: str, question: str) -> str:
+def apply_template(name: str, question: str, tokenizer: Any = None, few_shot: str = "") -> str:
     """The text the model continues.
 
     Example:
         apply_template("arithmetic", "What is 12+34?") == "What is 12+34?\\n"
 
+    Args:
+        name: one of `config.TEMPLATES`.
+        question: put in verbatim.
+        tokenizer: whose chat template `llama_instruct` applies.
+        few_shot: for `few_shot`: a file with columns `problem` and `solution`; "": the built-in.
+
     Raises:
-        ValueError: `name` is not in `config.TEMPLATES`.
+        ValueError: `name` is not in `config.TEMPLATES`; no chat template; no such file or column.
     """
-    _check_name(name)
-    prefix, suffix = _PARTS[name]
-    return f"{prefix}{question}{suffix}"
+    parts = _template(name)
+    text = f"{parts['prefix']}{question}{parts['suffix']}"
+    if name == "few_shot":
+        return _worked_problems(few_shot) + text
+    if name != "llama_instruct":
+        return text
+    if tokenizer is None or not tokenizer.chat_template:
+        fail("data.template", name, "needs a tokenizer that has a chat template")
+    turns = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+@functools.cache
+def _worked_problems(few_shot: str) -> str:
+    path = Path(few_shot).expanduser() if few_shot else HERE / "few_shot.jsonl"
+    table = open_table(path, "train", "data.few_shot")
+    columns = (table.values(name, "data.few_shot") for name in ("problem", "solution"))
+    parts = _template("few_shot")
+    shots = zip(*columns, strict=True)
+    return "".join(f"{parts['prefix']}{p}{parts['suffix']}{s}\n\n" for p, s in shots)
 
 
 def stop_strings(name: str) -> tuple[str, ...]:
@@ -57,5 +72,4 @@ def stop_strings(name: str) -> tuple[str, ...]:
     Raises:
         ValueError: `name` is not in `config.TEMPLATES`.
     """
-    _check_name(name)
-    return _R1_STOP_STRINGS if name == "r1" else ()
+    return tuple(_template(name)["stop"])

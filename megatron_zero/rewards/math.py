@@ -2,8 +2,10 @@ r"""The reward for mathematical answers: find the final answer in a response, co
 
 No reward for format alone. Where the answer is looked for depends on the template:
 
-    boxed       the last `\boxed{…}` of the response
-    answer_tag  what follows the last `<answer>` of `… </think> <answer> … </answer>`
+    boxed               the last `\boxed{…}` of the response
+    boxed_after_think   the same, after the one `</think>`
+    answer_tag          what follows the last `<answer>` of `… </think> <answer> … </answer>`
+    answer_tag_lenient  the same, whatever is before `<answer>`
 """
 
 import re
@@ -42,12 +44,16 @@ def find_answer(response: str, answer_format: str) -> tuple[bool, Optional[str]]
 
     `(True, None)`: answer tags around a `\boxed` that never closes.
     """
+    if answer_format == "boxed_after_think":
+        _, *after = response.split("</think>", maxsplit=2)
+        response, answer_format = after[0] if len(after) == 1 else "", "boxed"
     if answer_format == "boxed":
         answer = _last_boxed(response)
         return answer is not None, answer
-    if answer_format != "answer_tag":
+    if answer_format not in ("answer_tag", "answer_tag_lenient"):
         raise ValueError(f"answer_format={answer_format!r}: must be one of {ANSWER_FORMATS}")
-    if "</think> <answer>" not in response or "</answer>" not in response:
+    opening = "</think> <answer>" if answer_format == "answer_tag" else "<answer>"
+    if opening not in response or "</answer>" not in response:
         return False, None
     start = response.rindex("<answer>") + len("<answer>")
     answer = response[start:].partition("</answer>")[0].strip()

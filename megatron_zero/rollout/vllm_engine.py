@@ -41,21 +41,23 @@ class VllmEngine:
         max_model_len: int,
         rank: int,
         world_size: int,
+        from_disk: bool = False,
     ) -> None:
         """Start the engine with empty weights: nothing can be generated before `load_weights`.
 
         Args:
-            model_dir: HF directory; its config is read, its weights are not.
+            model_dir: HF directory; its config is read, its weights only with `from_disk`.
             config: engine size, memory and caching.
             tokenizer: directory or hub id.
             dtype: "bf16" or "fp32", the policy's.
             max_model_len: longest prompt plus longest response, in tokens.
             rank, world_size: of the torchrun job.
+            from_disk: start with the directory's weights, as version 0: to evaluate them.
         """
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
         self.is_engine_leader = rank % tp_size == 0
-        self.weights_version: Optional[int] = None
+        self.weights_version: Optional[int] = 0 if from_disk else None
         self._on_gpu = torch.cuda.is_available()
         self._sleeps = config.sleep and self._on_gpu
         num_threads = torch.get_num_threads()
@@ -66,8 +68,11 @@ class VllmEngine:
             _name_shared_memory_by_job()
         placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if not self._on_gpu:
+            # Prompts are read whole: after a part of one vLLM rewinds the request's generator,
+            # which torch's CPU generator cannot do.
             placement = {"kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
-        self._unties = not self._on_gpu and _is_tied(model_dir)
+            placement |= {"enable_chunked_prefill": False}
+        self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
         if self._unties:
             # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
             # after a sync it would go on with the embedding it was packed from: give it its own.
@@ -76,7 +81,7 @@ class VllmEngine:
             model_dir,
             tokenizer=tokenizer,
             dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
-            load_format="dummy",
+            load_format="auto" if from_disk else "dummy",
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=tp_size,
             seed=self.engine_index,  # alike within an engine; requests bring their own seeds
@@ -115,6 +120,7 @@ class VllmEngine:
             for request in requests
         ]
         prompts = [{"prompt_token_ids": list(request.prompt_token_ids)} for request in requests]
+        self._llm.reset_prefix_cache()  # nothing depends on earlier calls, or on older weights
         outputs = self._llm.generate(prompts, params, use_tqdm=False) if prompts else []
         return [self._response(output.outputs[0]) for output in outputs]
 
@@ -145,7 +151,6 @@ class VllmEngine:
             raise RuntimeError(f"weight sync: the engine took no {name}")
         if self._sleeps and self._llm.llm_engine.is_sleeping():
             self._llm.wake_up(tags=["kv_cache"])
-        self._llm.reset_prefix_cache()
         self.weights_version = version
 
     def sleep(self) -> None:

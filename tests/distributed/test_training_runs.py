@@ -87,7 +87,13 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
     assert len(rollouts) == 8 and all(len(r.group.responses) == 8 for r in rollouts)
     assert all(r.policy_version == 1 for record in rollouts for r in record.group.responses)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
-    assert len(evaluation["arithmetic_heldout"]) == 13  # pairs of 1..9 that are held out
+    (held_out,) = (mode["arithmetic_heldout"] for mode in evaluation["results"].values())
+    assert len(held_out["problems"]) == 13  # pairs of 1..9 that are held out
+    value, low, high = held_out["metrics"]["accuracy"]
+    assert low <= value <= high and value == records[4]["eval/arithmetic_heldout/accuracy"]
+    responses = (directory / "eval" / "step_000004.jsonl").read_text().splitlines()
+    correct = [json.loads(line)["correct"] for line in responses]
+    assert sum(correct) / len(correct) == pytest.approx(value)
     environment = json.loads((directory / "environment.json").read_text())
     assert environment["kernels"]["layers"] == "local" and environment["world_size"] == 2
     assert {"config.yaml", "tensorboard", "checkpoints"} <= {p.name for p in directory.iterdir()}

@@ -61,6 +61,23 @@ def test_an_unknown_format_is_refused():
         extract_answer("5", "tag")
 
 
+@pytest.mark.parametrize(
+    ("response", "answer_format", "formatted", "answer"),
+    [
+        ("so 4</think>\n<answer>5</answer>", "answer_tag_lenient", True, "5"),
+        ("<answer>5</answer>", "answer_tag_lenient", True, "5"),
+        ("<answer>\\boxed{5}</answer>", "answer_tag_lenient", True, "5"),
+        ("</think> <answer>5", "answer_tag_lenient", False, None),
+        (r"\boxed{4} </think> it is \boxed{5}", "boxed_after_think", True, "5"),
+        (r"\boxed{5}", "boxed_after_think", False, None),
+        (r"\boxed{4}</think> five", "boxed_after_think", False, None),
+        (r"</think> \boxed{4} </think> \boxed{5}", "boxed_after_think", False, None),
+    ],
+)
+def test_formats_of_other_projects_models(response, answer_format, formatted, answer):
+    assert find_answer(response, answer_format) == (formatted, answer)
+
+
 def test_long_responses_are_searched_from_their_end():
     filler = r"Let \boxed{x} be { } " * 50_000  # 1 MB
     assert extract_answer(filler + r"\boxed{5}", "boxed") == "5"

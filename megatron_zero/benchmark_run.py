@@ -1,0 +1,164 @@
+"""A model on benchmarks, greedy and sampled, under one or all templates: one rank of the job.
+
+Every rank has an engine, or a part of one, and takes its share of the prompts. Responses are
+written after every `--save-every` of them, and the same command goes on where an earlier one ended:
+what was not written is drawn again, in the same batches with the same seeds.
+
+    DIR/settings.json       what decides the numbers; a folder is only continued under the same
+    DIR/<template>.jsonl    every response with its verdict (`evaluate`)
+    DIR/<template>.json     every metric with its interval (`evaluate.summarize`)
+    DIR/table.md            the table that is printed
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig
+
+from megatron_zero import evaluate
+from megatron_zero.benchmark_tables import table
+from megatron_zero.config import TEMPLATES, RunConfig, fail, replace
+from megatron_zero.config_io import flatten
+from megatron_zero.convert.hf_dir import fingerprint, local_directory
+from megatron_zero.data.encoding import load_tokenizer
+from megatron_zero.data.prompts import prompts_digest
+from megatron_zero.grading import Grader, verifier_pool
+from megatron_zero.launch_args import user_errors
+from megatron_zero.observability.environment import package_versions
+from megatron_zero.observability.run_dir import write_atomically
+from megatron_zero.rollout.sampler import Sampler, merged
+from megatron_zero.rollout.vllm_engine import VllmEngine
+from megatron_zero.types import Prompt
+
+
+class BenchmarkRun:
+    """A model, what it is asked under which template, and the engine, which starts when needed."""
+
+    def __init__(self, config: RunConfig, every_template: bool, save_every: int) -> None:
+        """Join the job; collective, as all methods are."""
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self.config, self.save_every = config, save_every
+        self.group = dist.new_group(backend="gloo")
+        self.plan: dict[str, tuple[RunConfig, list[Prompt]]] = {}
+        with user_errors():
+            self.directory = local_directory(config.model.path, "model.path", self.group)
+            tokenizer = load_tokenizer(config.model)
+            hf_config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+            num_positions = hf_config.max_position_embeddings
+            possible = [t for t in TEMPLATES if t != "llama_instruct" or tokenizer.chat_template]
+            for name in possible if every_template else [config.data.template]:
+                each = replace(config, data=replace(config.data, template=name))
+                prompts = evaluate.evaluation_prompts(each, num_positions, tokenizer)
+                self.plan[name] = each, prompts
+        self.prompts = [prompt for _, prompts in self.plan.values() for prompt in prompts]
+        self.max_model_len = evaluate.max_model_len(config, self.prompts, num_positions)
+        self.settings = flatten(config) | {"templates": [*self.plan], "save_every": save_every}
+        self.settings |= {"weights": fingerprint(self.directory), "versions": package_versions()}
+        self.settings |= {"prompts": prompts_digest(self.prompts), "world_size": self.group.size()}
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The engine with the model's weights."""
+        engine = VllmEngine(
+            str(self.directory),
+            self.config.rollout,
+            tokenizer=self.config.model.tokenizer or str(self.directory),
+            dtype=self.config.model.dtype,
+            max_model_len=self.max_model_len,
+            rank=self.group.rank(),
+            world_size=self.group.size(),
+            from_disk=True,
+        )
+        return Sampler(engine, self.group)
+
+    def run(self, out: Path) -> None:
+        """Evaluate into `out`, from where an earlier run in it ended."""
+        if is_first := self.group.rank() == 0:
+            with user_errors():
+                lock = begin(out, self.settings)
+        results = {}
+        for template, (config, prompts) in self.plan.items():
+            path, settings = out / f"{template}.jsonl", self.settings | {"data.template": template}
+            with verifier_pool(config) as pool:
+                draw(
+                    config, prompts, (self.sampler, Grader(pool, self.group)), path, self.save_every
+                )
+            if is_first:
+                lines = path.read_bytes().decode(errors="surrogatepass").split("\n")[:-1]
+                results[template] = evaluate.summarize(map(json.loads, lines))
+                data = evaluate.results_json(results[template], settings)
+                write_atomically(path.with_suffix(".json"), data)
+        if is_first:
+            write_atomically(out / "table.md", table(results).encode())
+            print(f"\n{table(results)}\n{out}", flush=True)
+            lock.close()
+
+
+def begin(out: Path, settings: Mapping[str, Any]) -> TextIO:
+    """Make the folder, or check that what is there was begun alike; the lock on it.
+
+    Raises:
+        ValueError: other settings, or another process at work in it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = (out / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fail("--out", str(out), "another evaluation is at work there")
+    path, text = out / "settings.json", json.dumps(settings, indent=1) + "\n"
+    if not path.exists():
+        write_atomically(path, text.encode())
+    before = json.loads(path.read_text())
+    for name, now in json.loads(text).items():
+        if before.get(name) != now:
+            fail(name, now, f"{out} was begun with {before.get(name)!r}: take another --out")
+    return lock
+
+
+def draw(
+    config: RunConfig,
+    prompts: Sequence[Prompt],
+    parts: tuple[Sampler, Grader],
+    path: Path,
+    save_every: int,
+) -> None:
+    """Write the records of every prompt to `path`, after those that are there; collective."""
+    sampled, group = config.evaluation, parts[0].host_group
+    greedy = replace(config, evaluation=replace(sampled, num_samples=1, temperature=0.0))
+    batches, ends = [], [0]
+    for each in [greedy, config] if sampled.temperature else [greedy]:
+        n = each.evaluation.num_samples
+        for start in range(0, len(prompts), size := max(1, save_every // n)):
+            batches.append((each, prompts[start : start + size]))
+            ends.append(ends[-1] + n * len(batches[-1][1]))
+    num_done = merged({0: resume(path, ends)} if group.rank() == 0 else {}, group)[0]
+    for number, (each, batch) in enumerate(batches[num_done:], num_done + 1):
+        records = evaluate.evaluate(each, batch, *parts, 0)
+        if group.rank() == 0:
+            with path.open("ab") as file:
+                file.write(evaluate.to_jsonl(records))
+                os.fsync(file.fileno())
+            print(f"{path.stem}: {ends[number]} of {ends[-1]} responses", flush=True)
+
+
+def resume(path: Path, ends: Sequence[int]) -> int:
+    """How many batches are on disk whole, when they end at so many lines; the rest is cut off.
+
+    Example:
+        resume(path, [0, 3, 6]) == 1 where there are 5 lines: 2 are cut off
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    num_done = sum(end <= len(lines) for end in ends) - 1
+    with path.open("ab") as file:
+        file.truncate(sum(len(line) + 1 for line in lines[: ends[num_done]]))
+    return num_done
