@@ -61,6 +61,10 @@ EXTRAS = {
         # vLLM 0.32 needs 8 or later: they cannot share an environment.
         "nemo-run==0.4.0"  # recipes on local machines, Slurm and Kubernetes
     ],
+    "analysis": [
+        "matplotlib>=3.10",  # figures of `megatron-zero analyze`
+        "openai>=2.25",  # asks its judge; vLLM needs it too
+    ],
     "dev": [
         # With 9.2, xdist 3.8 silently ignores groups (pytest-dev/pytest-xdist issue 1386).
         "pytest>=8.3,<9.2",  # runs the tests
@@ -76,6 +80,7 @@ setup(
     description="R1-Zero-like training with Dr. GRPO on Megatron-Core and vLLM",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_zero", "megatron_zero.*", "recipes", "recipes.*"]),
+    package_data={"megatron_zero.analysis": ["questions.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-zero = megatron_zero.cli:main"]},

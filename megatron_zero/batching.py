@@ -302,6 +302,22 @@ def build_global_batch(
     return GlobalBatch(minibatches=tuple(minibatches))
 
 
+def sample_weights(batch: GlobalBatch) -> dict[int, float]:
+    """How much each of this rank's samples weighs in the gradient, before the policy has a say.
+
+    sum_t |advantage * loss_weight_it| / denominator, by index among the samples of the step. What
+    is not in the batch, because its gradient is 0, is not in the answer.
+    """
+    weights = {}
+    for minibatch in batch.minibatches:
+        for microbatch in minibatch.microbatches:
+            products = (microbatch.advantages * microbatch.loss_weights).abs().double()
+            lengths = microbatch.cu_seqlens.diff().tolist()
+            for i, tokens in zip(microbatch.sample_index, products.split(lengths), strict=False):
+                weights[i] = tokens.sum().item() / minibatch.denominator
+    return weights
+
+
 def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
     """The same batch with other advantages, [N] over all samples of the step."""
     minibatches = []
