@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -59,11 +58,12 @@ def ask_judge(
         new = {pool.submit(create, messages=asked[key]): key for key in missing}
         with path.open("a", encoding="utf-8") as file:
             for future in as_completed(new):
-                reply = None
-                with suppress(openai.BadRequestError):
-                    reply = future.result().choices[0].message.content or ""
-                replies[new[future]] = reply
-                record = {"model": model, "messages": asked[new[future]], "reply": reply}
+                record = {"model": model, "messages": asked[new[future]], "reply": None}
+                try:
+                    record["reply"] = future.result().choices[0].message.content or ""
+                except openai.BadRequestError as error:
+                    record["error"] = str(error)
+                replies[new[future]] = record["reply"]
                 print(json.dumps(record), file=file, flush=True)
     except openai.OpenAIError as error:
         fail("--judge", url, f"{error} {len(replies)} replies are kept in {path}")

@@ -1,0 +1,182 @@
+"""What each response weighs in the gradient: by hand, as batching gives it, and the paper's claims.
+
+The step that the numbers here are worked out for (advantages of Dr. GRPO, then of GRPO):
+
+    question   rewards   lengths        advantages                 divided by the std
+    0          1 0 0 0   10 10 20 40    0.75 -0.25 -0.25 -0.25     / 0.5
+    1          1 1 0 0   10 20 10 20    0.5 0.5 -0.5 -0.5          / sqrt(1/3)
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_zero.advantages import group_advantages
+from megatron_zero.analysis.bias import OBJECTIVES, weight_shares
+from megatron_zero.analysis.rollout_stats import difficulty, length_bucket, weight_metrics
+from megatron_zero.batching import Packing, build_global_batch, build_samples, sample_weights
+from megatron_zero.config import (
+    BatchConfig,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+)
+from megatron_zero.types import Graded, Prompt, Response, RolloutGroup
+
+REWARDS = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0]], dtype=torch.float64)
+LENGTHS = torch.tensor([[10, 10, 20, 40], [10, 20, 10, 20]])
+ADVANTAGES = torch.tensor([[0.75, -0.25, -0.25, -0.25], [0.5, 0.5, -0.5, -0.5]]).double()
+
+
+def run_config(
+    num_prompts: int, *, global_batch_size: int, length_normalizer: str = "constant"
+) -> RunConfig:
+    """Of a run whose longest response has 50 tokens."""
+    return RunConfig(
+        name="test",
+        model=ModelConfig(path="unused"),
+        data=DataConfig(max_prompt_tokens=2),
+        rollout=RolloutConfig(
+            num_prompts_per_step=num_prompts, group_size=4, max_response_tokens=50
+        ),
+        loss=LossConfig(length_normalizer=length_normalizer),
+        batch=BatchConfig(global_batch_size=global_batch_size, max_tokens_per_microbatch=100),
+    )
+
+
+def step_of(rewards: torch.Tensor, lengths: torch.Tensor, *, truncated: int = 40):
+    """Groups and verdicts; a response of `truncated` tokens is one that was cut off."""
+    groups, graded = [], []
+    for p, (row, of) in enumerate(zip(rewards.tolist(), lengths.tolist(), strict=True)):
+        responses = [
+            Response(
+                token_ids=(7,) * length,
+                rollout_logprobs=(-1.0,) * length,
+                text=f"{p}",
+                truncated=length == truncated,
+                policy_version=0,
+            )
+            for length in of
+        ]
+        prompt = Prompt(index=p, text=f"question {p}", token_ids=(1, 2), answers=("",))
+        groups.append(RolloutGroup(prompt=prompt, responses=tuple(responses)))
+        graded.append(
+            tuple(
+                Graded(reward=r, correct=r > 0, formatted=True, outcome="correct" if r else "wrong")
+                for r in row
+            )
+        )
+    return groups, graded
+
+
+def test_shares_by_hand() -> None:
+    """Dr. GRPO: |A| times length, of 55 in all; GRPO: |A| / std."""
+    dr_grpo = weight_shares(ADVANTAGES, LENGTHS, "constant")
+    by_hand = torch.tensor([[7.5, 2.5, 5, 10], [5, 10, 5, 10]]).double() / 55
+    assert torch.allclose(dr_grpo, by_hand)
+    only_length = weight_shares(ADVANTAGES, LENGTHS, "response")
+    assert torch.allclose(only_length, ADVANTAGES.abs() / 3.5)
+    grpo = weight_shares(group_advantages(REWARDS, normalize_std=True), LENGTHS, "response")
+    question_1 = 4 * 0.5 * math.sqrt(3)
+    assert grpo[0].sum().item() == pytest.approx(3 / (3 + question_1))
+    assert weight_shares(0 * ADVANTAGES, LENGTHS, "constant").isnan().all()
+    # a response without tokens has no weight, rather than a division by zero
+    assert weight_shares(torch.ones(1, 2), torch.tensor([[0, 3]]), "response").tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("mask_truncated", [False, True])
+def test_shares_are_what_batching_gives_to_the_tokens(objective: str, mask_truncated: bool) -> None:
+    """Two optimizer steps on two ranks, with samples left out and padding."""
+    normalize_std, length_normalizer = OBJECTIVES[objective]
+    rewards = torch.cat([REWARDS, torch.ones(1, 4)])  # a third question, without signal
+    lengths = torch.cat([LENGTHS, LENGTHS[:1]])
+    groups, graded = step_of(rewards, lengths)
+    advantages = group_advantages(rewards, normalize_std=normalize_std)
+    config = run_config(3, global_batch_size=6, length_normalizer=length_normalizer)
+    samples = build_samples(groups, graded, advantages, mask_truncated=mask_truncated)
+    weights: dict[int, float] = {}
+    for rank in range(2):
+        packing = Packing(dp_rank=rank, dp_size=2, max_tokens=100, alignment=4)
+        part = sample_weights(build_global_batch(samples, config, packing, step=0))
+        assert not weights.keys() & part.keys()
+        weights |= part
+    found = torch.tensor([weights.get(i, 0.0) for i in range(12)]).double()
+    trained = advantages * (lengths != 40) if mask_truncated else advantages
+    expected = weight_shares(trained, lengths, length_normalizer)
+    assert torch.allclose(found.view(3, 4) / found.sum(), expected, atol=1e-6)
+
+
+def test_the_denominator_is_part_of_a_sample_weight() -> None:
+    groups, graded = step_of(REWARDS, LENGTHS)
+    samples = build_samples(groups, graded, ADVANTAGES)
+    config = run_config(2, global_batch_size=8)
+    packing = Packing(dp_rank=0, dp_size=1, max_tokens=200)
+    weights = sample_weights(build_global_batch(samples, config, packing, step=0))
+    assert weights[3] == pytest.approx(0.25 * 40 / (8 * 50))
+
+
+def test_logged_weights_by_hand() -> None:
+    """Question 0 has 1 of 4 right: hard; question 1 is medium. Quarters of 40 tokens."""
+    groups, graded = step_of(REWARDS, LENGTHS)
+    weights = dict(enumerate([7.5, 2.5, 5, 10, 5, 10, 5, 10]))
+    metrics = weight_metrics(groups, graded, weights, max_response_tokens=40)
+    by_hand = {"difficulty_hard": 25, "difficulty_medium": 30, "length_q1": 20, "length_q2": 25}
+    by_hand |= {"length_q4": 10}
+    assert len(metrics) == 9
+    for name, value in metrics.items():
+        assert value == pytest.approx(by_hand.get(name.removeprefix("weight/"), 0) / 55), name
+    del weights[3]  # as of a sample that was left out
+    metrics = weight_metrics(groups, graded, weights, max_response_tokens=40)
+    assert metrics["weight/difficulty_hard"] == pytest.approx(15 / 45)
+    assert metrics["weight/length_q4"] == 0
+    assert weight_metrics(groups, graded, {0: 0.0}, max_response_tokens=40) == {}
+
+
+def test_buckets() -> None:
+    rates = [0, 1 / 16, 1 / 4, 0.26, 0.74, 3 / 4, 15 / 16, 1]
+    names = ["all_wrong", "hard", "hard", "medium", "medium", "easy", "easy", "all_correct"]
+    assert [difficulty(rate) for rate in rates] == names
+    lengths = [0, 1, 25, 26, 50, 51, 75, 76, 100]
+    quarters = ["q1", "q1", "q1", "q2", "q2", "q3", "q3", "q4", "q4"]
+    assert [length_bucket(length, 100) for length in lengths] == quarters
+    assert length_bucket(1, 3) == "q2"  # a third is more than a quarter
+
+
+@given(st.integers(3, 16), st.data())
+def test_the_std_gives_more_weight_to_too_easy_and_too_hard_questions(group_size, data) -> None:
+    """The paper's difficulty bias: the further a success rate is from 1/2, the more is gained."""
+    num_correct = st.integers(1, group_size - 1)
+    correct = data.draw(st.lists(num_correct, min_size=2, max_size=6, unique=True))
+    rewards = torch.tensor([[i < k for i in range(group_size)] for k in correct]).double()
+    lengths = torch.full(rewards.shape, 30)
+    without, with_std = (
+        weight_shares(group_advantages(rewards, normalize_std=std), lengths, "constant").sum(1)
+        for std in (False, True)
+    )
+    gain = with_std / without
+    distance = [abs(k / group_size - 0.5) for k in correct]
+    for i, j in zip(range(len(correct)), range(1, len(correct)), strict=False):
+        if abs(distance[i] - distance[j]) < 1e-9:
+            assert gain[i].item() == pytest.approx(gain[j].item())
+        else:
+            assert (gain[i] > gain[j]).item() == (distance[i] > distance[j])
+
+
+@given(st.integers(1, 100), st.integers(1, 100), st.booleans())
+def test_a_response_normaliser_gives_a_long_wrong_response_less_weight_per_token(
+    short, more, normalize_std
+) -> None:
+    """The paper's length bias; Dr. GRPO weighs every token of the group's wrong answers alike."""
+    lengths = torch.tensor([[50, short, short + more]])
+    advantages = group_advantages(torch.tensor([[1.0, 0, 0]]), normalize_std=normalize_std)
+    per_token = weight_shares(advantages.double(), lengths, "response") / lengths
+    ratio = (per_token[0, 2] / per_token[0, 1]).item()
+    assert ratio == pytest.approx(short / (short + more)) and ratio < 1
+    constant = weight_shares(advantages.double(), lengths, "constant") / lengths
+    assert constant[0, 2].item() == pytest.approx(constant[0, 1].item())
