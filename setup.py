@@ -3,7 +3,7 @@
 Three environments come out of this:
 
     pip install .                  write, print and launch runs: no torch
-    make setup                     train and test on CPUs: the extras cpu, launch, dev, pinned
+    make setup                     train and test on CPUs: the extras cpu, launch, analysis, dev, pinned
     pip install ".[cuda,launch]"   train on NVIDIA GPUs (Python 3.12: the newest Megatron-Core)
 
 Two packages are not to be had by name. Apex, from which Megatron-Core takes faster kernels where it
@@ -62,8 +62,9 @@ EXTRAS = {
         "nemo-run==0.4.0"  # recipes on local machines, Slurm and Kubernetes
     ],
     "analysis": [
-        "matplotlib>=3.10",  # figures of `megatron-zero analyze`
-        "openai>=2.25",  # asks its judge; vLLM needs it too
+        "pandas>=2.2",  # tables of `megatron-zero analyze`; datasets needs it too
+        "matplotlib>=3.10",  # its figures
+        "openai>=2.25",  # the client of its judge; vLLM needs it too
     ],
     "dev": [
         # With 9.2, xdist 3.8 silently ignores groups (pytest-dev/pytest-xdist issue 1386).

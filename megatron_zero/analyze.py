@@ -108,10 +108,10 @@ def weigh_step(path: Path, config: RunConfig) -> pd.DataFrame:
         torch.tensor(column).view(rows.question.nunique(), -1)
         for column in (rows.reward, rows.length, rows.advantage * trained)
     )
-    rows["run"] = weight_shares(advantages, lengths, config.loss.length_normalizer).flatten()
+    rows["run"] = weight_shares(advantages, lengths, config.loss.length_normalizer).view(-1).numpy()
     for name, (std, normalizer) in OBJECTIVES.items():
         counterfactual = group_advantages(rewards, normalize_std=std)
-        rows[name] = weight_shares(counterfactual, lengths, normalizer).flatten()
+        rows[name] = weight_shares(counterfactual, lengths, normalizer).view(-1).numpy()
     limit = config.rollout.max_response_tokens
     return rows.assign(
         step=int(path.name.removeprefix("step_").split(".")[0]),

@@ -112,9 +112,8 @@ def test_a_local_model_judges_and_what_it_garbles_is_unclear(endpoint, tmp_path,
     assert len(set(replies[:3])) > 1, "it read the responses"
     kept = (out / "answering.replies.jsonl").read_text().splitlines()
     assert {json.loads(line)["model"] for line in kept} == {"tiny"}
-    assert (
-        "maximum context length" in [r["error"] for r in map(json.loads, kept) if "error" in r][0]
-    )
+    (error,) = [r["error"] for r in map(json.loads, kept) if "error" in r]
+    assert "maximum context length" in error
     assert (out / "answering.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(command) == 0  # nothing is judged twice
     again = json.loads((out / "answering.json").read_text())
