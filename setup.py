@@ -3,7 +3,7 @@
 Three environments come out of this:
 
     pip install .                  write, print and launch runs: no torch
-    make setup                     train and test on CPUs: the extras cpu, launch, analysis, dev, pinned
+    make setup                     train and test on CPUs: every extra but cuda, pinned
     pip install ".[cuda,launch]"   train on NVIDIA GPUs (Python 3.12: the newest Megatron-Core)
 
 Two packages are not to be had by name. Apex, from which Megatron-Core takes faster kernels where it

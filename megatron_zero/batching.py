@@ -39,6 +39,9 @@ from megatron_zero.types import (
     TrainSample,
 )
 
+_INTEGERS = ("tokens", "labels", "position_ids")
+_FLOATS = ("loss_weights", "advantages", "rollout_logprobs")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
@@ -172,18 +175,8 @@ def build_microbatch(
     length_normalizer: str = "constant",
 ) -> Microbatch:
     """Pack the samples at `indices` one after the other, shifted and masked; none: all padding."""
-    columns: dict[str, list[float]] = {
-        name: []
-        for name in (
-            "tokens",
-            "labels",
-            "position_ids",
-            "loss_mask",
-            "loss_weights",
-            "advantages",
-            "rollout_logprobs",
-        )
-    }
+    names = (*_INTEGERS, "loss_mask", *_FLOATS)
+    columns: dict[str, list[float]] = {name: [] for name in names}
     cu_seqlens = [0]
     for i in indices:
         sample = samples[i]
@@ -207,15 +200,12 @@ def build_microbatch(
         for values in columns.values():
             values += [0] * alignment
         cu_seqlens.append(alignment)
-    integers = {
-        name: torch.tensor(columns.pop(name)) for name in ("tokens", "labels", "position_ids")
-    }
     return Microbatch(
-        **{name: values.to(torch.int64) for name, values in integers.items()},
+        **{name: torch.tensor(columns[name], dtype=torch.int64) for name in _INTEGERS},
+        **{name: torch.tensor(columns[name], dtype=torch.float32) for name in _FLOATS},
+        loss_mask=torch.tensor(columns["loss_mask"], dtype=torch.bool),
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
         max_seqlen=max(end - start for start, end in itertools.pairwise(cu_seqlens)),
-        loss_mask=torch.tensor(columns.pop("loss_mask"), dtype=torch.bool),
-        **{name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()},
         sample_index=tuple(indices),
     )
 
@@ -325,11 +315,9 @@ def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
         microbatches = []
         for microbatch in minibatch.microbatches:
             per_token = torch.zeros_like(microbatch.advantages)
-            bounds = microbatch.cu_seqlens.tolist()
-            for i, (start, end) in zip(
-                microbatch.sample_index, itertools.pairwise(bounds), strict=False
-            ):
-                per_token[start:end] = advantages[i]
+            parts = per_token.split(microbatch.cu_seqlens.diff().tolist())
+            for i, part in zip(microbatch.sample_index, parts, strict=False):
+                part.fill_(advantages[i])
             microbatches.append(replace(microbatch, advantages=per_token))
         minibatches.append(replace(minibatch, microbatches=tuple(microbatches)))
     return GlobalBatch(minibatches=tuple(minibatches))

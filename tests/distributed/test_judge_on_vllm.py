@@ -50,7 +50,9 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tokenizer = build_character_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     tokenizer.save_pretrained(directory)
-    hf_config = tiny.hf_config(tied=True, vocab_size=128, max_position_embeddings=2048)
+    hf_config = tiny.hf_config(
+        tied=False, vocab_size=99, max_position_embeddings=2048, initializer_range=0.3
+    )
     torch.manual_seed(0)
     config = AutoConfig.for_model(**hf_config)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -62,6 +64,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "OMP_NUM_THREADS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine without a process per worker
         "PYTHONPATH": str(REPOSITORY),
     }
     log = directory / "log.txt"
