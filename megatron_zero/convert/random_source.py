@@ -5,12 +5,11 @@ make any tensor without the ones before it, and sharding happens after, as for a
 """
 
 import hashlib
-from typing import Optional
 
 import torch
 
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.sources import take
+from megatron_zero.convert.sources import Bound, take
 
 
 class RandomSource:
@@ -42,11 +41,7 @@ class RandomSource:
         return self._dtype
 
     def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
+        self, name: str, dim: Bound = None, start: Bound = None, end: Bound = None
     ) -> torch.Tensor:
         shape, init = self._mapping.hf_shape(name), self._mapping.hf_init(name)
         if init == "zeros":

@@ -13,6 +13,8 @@ from typing import Optional, Protocol
 
 import torch
 
+Bound = Optional[int]  # of a dim of a tensor, or the dim; None: all of it
+
 
 class TensorSource(Protocol):
     """Named tensors whose slices can be read one at a time. Unknown names raise `ValueError`."""
@@ -30,19 +32,13 @@ class TensorSource(Protocol):
         ...
 
     def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
+        self, name: str, dim: Bound = None, start: Bound = None, end: Bound = None
     ) -> torch.Tensor:
         """The tensor, or with `dim` (0 or 1) only its positions start to end (excluded) of it."""
         ...
 
 
-def take(
-    tensor: torch.Tensor, dim: Optional[int], start: Optional[int], end: Optional[int]
-) -> torch.Tensor:
+def take(tensor: torch.Tensor, dim: Bound, start: Bound, end: Bound) -> torch.Tensor:
     """`tensor` limited to positions start to end (excluded) of `dim`; all of it without `dim`."""
     if dim is None:
         return tensor

@@ -1,11 +1,10 @@
 """Tensors in memory as a source, for the tests of conversion."""
 
 from collections.abc import Mapping
-from typing import Optional
 
 import torch
 
-from megatron_zero.convert.sources import take
+from megatron_zero.convert.sources import Bound, take
 
 
 class DictSource:
@@ -24,11 +23,7 @@ class DictSource:
         return self._get(name).dtype
 
     def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
+        self, name: str, dim: Bound = None, start: Bound = None, end: Bound = None
     ) -> torch.Tensor:
         return take(self._get(name), dim, start, end)
 
