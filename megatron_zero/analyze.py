@@ -11,14 +11,11 @@ for all of its rollouts.
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from megatron_zero.advantages import group_advantages
-from megatron_zero.analysis.bias import OBJECTIVES, weight_shares
+from megatron_zero.advantages import STD_EPS
 from megatron_zero.analysis.responses import QUESTIONS, judge_messages, marks, verdict
 from megatron_zero.analysis.rollout_stats import length_bucket
 from megatron_zero.config import RunConfig
@@ -35,7 +32,7 @@ try:
 except ImportError as error:
     raise ValueError(f"analyze: {error}: pip install 'megatron_zero[analysis]'") from None
 
-Tables = dict[str, pd.DataFrame]  # by title
+Report = tuple[dict[str, pd.DataFrame], dict[str, Any]]  # tables by title, and details
 LOCAL_JUDGE = "http://localhost:8000/v1"  # where `vllm serve` listens
 LOGGED = ("response/length_", "reward/no_signal_", "weight/difficulty_", "weight/length_")
 
@@ -72,7 +69,7 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: no rollouts, nor responses of an evaluation: {error}") from None
 
 
-def analyze_responses(args: argparse.Namespace) -> tuple[Tables, dict[str, Any]]:
+def analyze_responses(args: argparse.Namespace) -> Report:
     """`self-reflection` and `answering`: counts by file, and what is found in every response."""
     files = [file for path in args.paths for file in rollout_files(path)]
     rows = [{"file": str(file)} | row for file in files for row in read_responses(file)]
@@ -97,55 +94,75 @@ def analyze_responses(args: argparse.Namespace) -> tuple[Tables, dict[str, Any]]
     return tables, {"asked": QUESTIONS, "responses": rows}
 
 
-def weigh_step(path: Path, config: RunConfig) -> pd.DataFrame:
-    """One row per response of a rollout file, with its shares of the step's responses and tokens,
-    and of the weight under each objective and under the run's own; nan where there is no weight.
+def weigh(rows: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
+    """How much each response of a run weighs in its step, under several objectives.
+
+    A response weighs sum_t |advantage * token weight|: |advantage| times its length where all
+    tokens weigh the same, |advantage| alone where a token weighs 1 / length. Divided by the sum
+    over the step, because what scales a whole step is taken out by the optimizer.
+
+    Args:
+        rows: `step`, `question`, `reward`, `length`, `truncated` and the run's `advantage`.
+
+    Returns:
+        A row for each, a column per objective; they sum to 1 over a step, or are nan throughout.
+
+    Example:
+        Advantages 0.5, -0.5 of 10 and 30 tokens: 0.25, 0.75; with 1 / length: 0.5, 0.5.
     """
-    columns = ["question", "reward", "correct", "truncated", "length", "advantage"]
-    rows = pd.DataFrame(read_responses(path), columns=columns)
+    group = rows.groupby(["step", "question"]).reward
+    centred = rows.reward - group.transform("mean")
+    scaled = centred / (group.transform("std") + STD_EPS)
+    per_response = config.loss.length_normalizer == "response"
     trained = ~rows.truncated | (not config.loss.mask_truncated)
-    rewards, lengths, advantages = (
-        torch.tensor(column).view(rows.question.nunique(), -1)
-        for column in (rows.reward, rows.length, rows.advantage * trained)
-    )
-    rows["run"] = weight_shares(advantages, lengths, config.loss.length_normalizer).view(-1).numpy()
-    for name, (std, normalizer) in OBJECTIVES.items():
-        counterfactual = group_advantages(rewards, normalize_std=std)
-        rows[name] = weight_shares(counterfactual, lengths, normalizer).view(-1).numpy()
-    limit = config.rollout.max_response_tokens
-    return rows.assign(
-        step=int(path.name.removeprefix("step_").split(".")[0]),
-        success_rate=(rows.reward > 0).groupby(rows.question).transform("mean"),
-        quarter=[length_bucket(length, limit) for length in rows.length],
-        responses=1 / len(rows),
-        tokens=rows.length / rows.length.sum(),
-    )
+    weights = {
+        "run": rows.advantage * trained * (1 if per_response else rows.length),
+        "dr_grpo": centred * rows.length,
+        "only_std": scaled * rows.length,
+        "only_length": centred * (rows.length > 0),
+        "grpo": scaled * (rows.length > 0),
+    }
+    sizes = pd.DataFrame(weights).abs()
+    return sizes / sizes.groupby(rows.step).transform("sum")
 
 
-def analyze_bias(args: argparse.Namespace) -> tuple[Tables, dict[str, Any]]:
-    """`bias`: lengths, correlation and weights of what a run recorded, and its logged metrics.
+def analyze_bias(path: Path) -> Report:
+    """`bias` of a run directory: lengths, correlation and weights of its rollouts, and its metrics.
 
     A weight of 1 is that of the step's mean question, or token. Rewards are the verifier's: an
     overlong penalty is seen in the run's own weights alone.
     """
-    run_dir = RunDir(args.paths[0])
-    config, files = load_config(run_dir.config), rollout_files(run_dir.path)
+    run_dir, files = RunDir(path), rollout_files(path)
+    config = load_config(run_dir.config)
     if not isinstance(config, RunConfig) or not files:
-        raise ValueError(f"{run_dir.path}: not a training run that has rollouts")
-    rows = pd.concat([weigh_step(path, config) for path in files])
-    names = ["run", *OBJECTIVES]
-    weighed = rows.dropna(subset=names)
+        raise ValueError(f"{path}: not a training run that has rollouts")
+    columns = ["question", "reward", "correct", "truncated", "length", "advantage"]
+    frames = [
+        pd.DataFrame(read_responses(file), columns=columns).assign(
+            step=int(file.name[5:].split(".")[0])
+        )
+        for file in files
+    ]
+    rows = pd.concat(frames, ignore_index=True)
+    shares = weigh(rows, config)
+    step, limit = rows.groupby("step"), config.rollout.max_response_tokens
+    rows = rows.join(shares).assign(
+        success_rate=(rows.reward > 0).groupby([rows.step, rows.question]).transform("mean"),
+        quarter=[length_bucket(length, limit) for length in rows.length],
+        responses=1 / step.length.transform("size"),
+        tokens=rows.length / step.length.transform("sum"),
+    )
+    weighed = rows.dropna(subset=[*shares])
 
     def weights(of: pd.DataFrame, by: Any, unit: str) -> pd.DataFrame:
-        sums = of.groupby(by)[[*names, unit]].sum()
-        return sums[names].div(sums[unit], axis=0)
+        sums = of.groupby(by)[[*shares, unit]].sum()
+        return sums[[*shares]].div(sums[unit], axis=0)
 
     kinds = {"correct": rows.correct, "wrong": ~rows.correct, "truncated": rows.truncated}
     lengths = {kind: rows[chosen].groupby("step").length.mean() for kind, chosen in kinds.items()}
     after = {"only_std": "by std", "only_length": "by length", "grpo": "by both"}
     moved = weighed[[*after]].sub(weighed.dr_grpo, axis=0).abs().groupby(weighed.step).sum() / 2
-    correlation = rows.groupby("step")[["advantage", "length"]].corr().advantage.unstack().length
-    logged = pd.DataFrame(read_metrics(run_dir.metrics)).set_index("step")
+    correlation = step[["advantage", "length"]].corr().advantage.unstack().length
     tables = {
         "mean length": pd.DataFrame(lengths),
         "correlation of advantage and length": correlation.to_frame("r"),
@@ -153,8 +170,9 @@ def analyze_bias(args: argparse.Namespace) -> tuple[Tables, dict[str, Any]]:
         "weight moved by normalisation": moved.rename(columns=after),
         "weight of a token, correct": weights(weighed[weighed.correct], "quarter", "tokens"),
         "weight of a token, wrong": weights(weighed[~weighed.correct], "quarter", "tokens"),
-        **{f"logged {group}": logged.filter(like=group).dropna(how="all") for group in LOGGED},
     }
+    logged = pd.DataFrame(read_metrics(run_dir.metrics)).set_index("step")
+    tables |= {f"logged {g}": logged.filter(like=g).dropna(how="all") for g in LOGGED}
     questions = weights(weighed, ["step", "question", "success_rate"], "responses")
     correlation = rows[["advantage", "length"]].corr()
     return tables, {"correlation": plain(correlation), "questions": plain(questions)}
@@ -165,8 +183,9 @@ def plain(table: pd.DataFrame) -> list[dict[str, Any]]:
     return json.loads(table.reset_index().to_json(orient="records", double_precision=15))
 
 
-def write_report(tables: Tables, details: Mapping[str, Any], path: Path) -> None:
-    """`path` with .json: everything; with .png: each table as lines; and the tables, printed."""
+def write_report(report: Report, path: Path) -> None:
+    """`path` with .json: everything; with .png: each table, drawn; and the tables, printed."""
+    tables, details = report
     shown = {title: table for title, table in tables.items() if not table.empty}
     data = {"tables": {title: plain(table) for title, table in shown.items()}, **details}
     write_atomically(path.with_suffix(".json"), json.dumps(data, indent=1).encode())
@@ -175,7 +194,9 @@ def write_report(tables: Tables, details: Mapping[str, Any], path: Path) -> None
     for number, (title, table) in enumerate(shown.items(), start=1):
         print(f"{title}\n{table.to_string(float_format='{:.3g}'.format, max_rows=12)}\n")
         axes = figure.add_subplot(num_rows, 2, number)
-        table.plot(ax=axes, marker="o", title=title)
+        is_number = pd.api.types.is_numeric_dtype(table.index)
+        style = {"marker": "o"} if is_number else {"kind": "bar", "rot": 10}
+        table.plot(ax=axes, title=title, **style)
     figure.savefig(path.with_suffix(".png"))
     print(*(path.with_suffix(suffix) for suffix in (".json", ".png")), sep="\n")
 
@@ -194,12 +215,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--judge-model", default="", help="default: the one that is served")
     parser.add_argument("--concurrency", type=int, default=16, help="requests at once")
     args = parser.parse_args(argv)
-    analyze = analyze_responses
-    if args.analysis == "bias":
-        if args.judge or len(args.paths) > 1:
-            raise ValueError("analyze bias: takes one run directory, and no judge")
-        analyze = analyze_bias
-    elif args.analysis == "answering":
+    if args.analysis == "bias" and (args.judge or len(args.paths) > 1):
+        raise ValueError("analyze bias: takes one run directory, and no judge")
+    if args.analysis == "answering":
         args.judge = args.judge or LOCAL_JUDGE
-    write_report(*analyze(args), args.out / args.analysis)
+    is_bias = args.analysis == "bias"
+    report = analyze_bias(args.paths[0]) if is_bias else analyze_responses(args)
+    write_report(report, args.out / args.analysis)
     return 0

@@ -26,25 +26,22 @@ def judge_messages(analysis: str, prompt: str, response: str) -> list[dict[str, 
         prompt: what the model was given, with its template.
         response: what it wrote next. Text that UTF-8 cannot carry is replaced.
     """
-    labels = QUESTIONS["labels"][analysis]
-    meanings = "\n".join(f"{label}: {meaning}" for label, meaning in labels.items())
-    system = QUESTIONS["judge"].format(question=QUESTIONS["questions"][analysis], labels=meanings)
+    system = QUESTIONS[analysis]["prompt"]
     user = f"<INPUT>\n{prompt}\n</INPUT>\n\n<OUTPUT>\n{response}\n</OUTPUT>"
     user = user.encode("utf-8", errors="replace").decode("utf-8")
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def verdict(analysis: str, reply: Optional[str]) -> str:
-    """The label, in lower case, that a reply's first line names; else `UNCLEAR` or `REFUSED`.
+    """The label that a reply's first line names, in any case; else `UNCLEAR` or `REFUSED`.
 
     What a reasoning model thinks first, up to `</think>`, is not its reply.
     """
     if reply is None:
         return REFUSED
     line = reply.rsplit("</think>", 1)[-1].strip().partition("\n")[0]
-    words = {word.upper() for word in re.findall("[A-Za-z]+", line)}
-    named = words & set(QUESTIONS["labels"][analysis])
-    return named.pop().lower() if len(named) == 1 else UNCLEAR
+    named = set(re.findall("[a-z]+", line.lower())) & set(QUESTIONS[analysis]["labels"])
+    return named.pop() if len(named) == 1 else UNCLEAR
 
 
 def marks(analysis: str, text: str, verdict: str = "") -> dict[str, int]:
@@ -65,7 +62,7 @@ def marks(analysis: str, text: str, verdict: str = "") -> dict[str, int]:
         found |= {name: len(re.findall(p, text, re.IGNORECASE)) for name, p in patterns}
         found["any keyword"] = int(sum(found.values()) > 1)
     if verdict:
-        labels = [*map(str.lower, QUESTIONS["labels"][analysis]), UNCLEAR, REFUSED]
+        labels = [*QUESTIONS[analysis]["labels"], UNCLEAR, REFUSED]
         found |= {label: int(label == verdict) for label in labels}
         if analysis == "self-reflection":
             found["keyword and judge"] = found["any keyword"] * found["reflects"]

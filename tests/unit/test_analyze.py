@@ -182,7 +182,7 @@ def test_a_judge_sees_every_response(run_dir: RunDir, tmp_path: Path, monkeypatc
     assert path == tmp_path / "out" / "answering.replies.jsonl"
     assert options == {"url": analyze.LOCAL_JUDGE, "model": "", "concurrency": 16}
     assert result["responses"][2]["reply"] == "CONTINUES\nyes"
-    assert result["asked"]["labels"]["answering"].keys() == {"ANSWERS", "CONTINUES", "NEITHER"}
+    assert result["asked"]["answering"]["labels"] == ["answers", "continues", "neither"]
 
 
 @pytest.mark.parametrize(

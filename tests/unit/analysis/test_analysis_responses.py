@@ -77,11 +77,9 @@ def test_marks_of_a_judge() -> None:
 
 
 def test_the_judge_reads_the_prompt_and_the_response_and_every_label() -> None:
-    for analysis, labels in QUESTIONS["labels"].items():
+    for analysis in ("answering", "self-reflection"):
         system, user = judge_messages(analysis, "What is {x}? \ud800", "It is \\boxed{5}.")
         assert user["content"].count("What is {x}? ?") == 1
         assert "It is \\boxed{5}." in user["content"]
-        for label in labels:
-            assert f"\n{label}: " in system["content"]
-        assert "{" not in system["content"]
-        assert QUESTIONS["questions"][analysis] in system["content"]
+        for label in QUESTIONS[analysis]["labels"]:
+            assert f"\n{label.upper()}: " in system["content"]
