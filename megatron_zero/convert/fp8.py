@@ -5,10 +5,11 @@ and columns, the last ones of a row or column possibly cut off: weight = X * sca
 """
 
 from collections.abc import Mapping
+from typing import Optional
 
 import torch
 
-from megatron_zero.convert.sources import Bound, TensorSource
+from megatron_zero.convert.sources import TensorSource
 
 SCALE = "_scale_inv"
 
@@ -55,7 +56,11 @@ class DequantizedSource:
         return self._dtype if name in self._scaled else self._source.dtype(name)
 
     def read(
-        self, name: str, dim: Bound = None, start: Bound = None, end: Bound = None
+        self,
+        name: str,
+        dim: Optional[int] = None,
+        start: Optional[int] = None,
+        end: Optional[int] = None,
     ) -> torch.Tensor:
         stored = self._source.read(name, dim, start, end)
         if name not in self._scaled:

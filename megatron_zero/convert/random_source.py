@@ -5,11 +5,12 @@ make any tensor without the ones before it, and sharding happens after, as for a
 """
 
 import hashlib
+from typing import Optional
 
 import torch
 
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.sources import Bound, take
+from megatron_zero.convert.sources import take
 
 
 class RandomSource:
@@ -41,7 +42,11 @@ class RandomSource:
         return self._dtype
 
     def read(
-        self, name: str, dim: Bound = None, start: Bound = None, end: Bound = None
+        self,
+        name: str,
+        dim: Optional[int] = None,
+        start: Optional[int] = None,
+        end: Optional[int] = None,
     ) -> torch.Tensor:
         shape, init = self._mapping.hf_shape(name), self._mapping.hf_init(name)
         if init == "zeros":

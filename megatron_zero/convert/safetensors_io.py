@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Optional
 
 import torch
 from safetensors.torch import save_file
 
-from megatron_zero.convert.sources import Bound, mapped, read_into
+from megatron_zero.convert.sources import mapped, read_into
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -110,7 +110,11 @@ class SafetensorsSource:
         return {file: list(self._file(first[file]).tensors) for file in sorted(first)}
 
     def read(
-        self, name: str, dim: Bound = None, start: Bound = None, end: Bound = None
+        self,
+        name: str,
+        dim: Optional[int] = None,
+        start: Optional[int] = None,
+        end: Optional[int] = None,
     ) -> torch.Tensor:
         dtype, stored = self.dtype(name), self._stored(name)  # refuses what is no plain float
         shape, offset = list(stored.shape), stored.offset

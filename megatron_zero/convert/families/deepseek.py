@@ -6,7 +6,22 @@ the decoder's and in which it stores the embedding and the output layer once mor
 
 from collections.abc import Sequence
 
-from megatron_zero.convert.families import blocks
+from megatron_zero.convert.families.blocks import (
+    DECODER,
+    DEFAULTS,
+    EMBEDDING,
+    FIRST,
+    LAST,
+    LM_HEAD,
+    ROTARY,
+    UNTIED,
+    Place,
+    Rules,
+    checks,
+    experts,
+    gate_up_down,
+    swiglu,
+)
 from megatron_zero.convert.hf_config import (
     ConfigCheck,
     Dims,
@@ -17,12 +32,12 @@ from megatron_zero.convert.hf_config import (
 )
 from megatron_zero.convert.rules import Family
 
-DENSE, MOE = blocks.Place(layers="dense"), blocks.Place(layers="moe")
-MTP = blocks.Place(hf="model.layers.{mtp_layer}.", megatron="mtp.layers.{mtp}.transformer_layer.")
-MTP_HEAD = blocks.Place(hf="model.layers.{mtp_layer}.", megatron="mtp.layers.{mtp}.")
+DENSE, MOE = Place(layers="dense"), Place(layers="moe")
+MTP = Place(hf="model.layers.{mtp_layer}.", megatron="mtp.layers.{mtp}.transformer_layer.")
+MTP_HEAD = Place(hf="model.layers.{mtp_layer}.", megatron="mtp.layers.{mtp}.")
 
 
-def _query(place: blocks.Place) -> blocks.Rules:
+def _query(place: Place) -> Rules:
     """Queries through a low-rank bottleneck."""
     attention, hf = "self_attention.", "self_attn."
     fused = attention + "linear_q_up_proj.layer_norm_weight"
@@ -36,7 +51,7 @@ def _query(place: blocks.Place) -> blocks.Rules:
     )
 
 
-def _key_value(place: blocks.Place) -> blocks.Rules:
+def _key_value(place: Place) -> Rules:
     attention, hf = "self_attention.", "self_attn."
     fused = attention + "linear_kv_up_proj.layer_norm_weight"
     down, up = ("kv_down_rows", "hidden_size"), ("kv_up_rows", "kv_lora_rank")
@@ -56,32 +71,32 @@ def _key_value(place: blocks.Place) -> blocks.Rules:
     )
 
 
-def _norm(place: blocks.Place) -> blocks.Rules:
+def _norm(place: Place) -> Rules:
     return (place.norm("input_layernorm.weight", "input_layernorm.weight", "hidden_size"),)
 
 
-def _mixture(place: blocks.Place, *, bias: bool) -> blocks.Rules:
+def _mixture(place: Place, *, bias: bool) -> Rules:
     shared = ("mlp.shared_experts", "mlp.shared_experts", "shared_intermediate_size")
     router_bias = ("mlp.router.expert_bias", "mlp.gate.e_score_correction_bias", ("num_experts",))
-    rules = (*blocks.experts(place=place), *blocks.gate_up_down(*shared, place=place))
+    rules = (*experts(place=place), *gate_up_down(*shared, place=place))
     return (*rules, place.copy(*router_bias, init="zeros", float32=True)) if bias else rules
 
 
-def _decoder(*, bias: bool) -> blocks.Rules:
+def _decoder(*, bias: bool) -> Rules:
     return (
-        *blocks.FIRST,
-        *_norm(blocks.DECODER),
-        blocks.Place(layers="q_whole").copy(
+        *FIRST,
+        *_norm(DECODER),
+        Place(layers="q_whole").copy(
             "self_attention.linear_q_proj.weight",
             "self_attn.q_proj.weight",
             ("q_rows", "hidden_size"),
             tp_dim=0,
         ),
-        *_query(blocks.Place(layers="q_low_rank")),
-        *_key_value(blocks.DECODER),
-        *blocks.swiglu(place=DENSE),
+        *_query(Place(layers="q_low_rank")),
+        *_key_value(DECODER),
+        *swiglu(place=DENSE),
         *_mixture(MOE, bias=bias),
-        *blocks.LAST,
+        *LAST,
     )
 
 
@@ -117,8 +132,8 @@ def _copies(dims: Dims) -> dict[str, str]:
         f"model.layers.{layer}.{name}": original
         for layer in range(first, first + count)
         for name, original in (
-            ("embed_tokens.weight", blocks.EMBEDDING.name),
-            ("shared_head.head.weight", blocks.LM_HEAD.name),
+            ("embed_tokens.weight", EMBEDDING.name),
+            ("shared_head.head.weight", LM_HEAD.name),
         )
     }
 
@@ -145,14 +160,14 @@ def _v3_dims(hf_config: HfConfig) -> Dims:
 
 
 CHECKS = (
-    *blocks.checks(),
+    *checks(),
     ConfigCheck("rms_norm_eps", (1e-6,), "HF fixes the norms inside the attention to it"),
     ConfigCheck("moe_layer_freq", (1,), "every layer after the dense ones has experts"),
     ConfigCheck("tie_word_embeddings", (False,), "there is no tied model of this family"),
     ConfigCheck("rope_interleave", (True,), "rotary dims come in neighbouring pairs"),
 )
 COMMON_DEFAULTS: dict[str, object] = {
-    **blocks.DEFAULTS,
+    **DEFAULTS,
     "q_lora_rank": 1536,
     "kv_lora_rank": 512,
     "qk_nope_head_dim": 128,
@@ -168,7 +183,7 @@ DEEPSEEK_V2 = Family(
     architectures=("DeepseekV2ForCausalLM",),
     rules=_decoder(bias=False),
     tied_rules=(),
-    untied_rules=blocks.UNTIED,
+    untied_rules=UNTIED,
     checks=(
         *CHECKS,
         ConfigCheck("scoring_func", ("softmax",), "experts are chosen by softmax"),
@@ -183,7 +198,7 @@ DEEPSEEK_V2 = Family(
         "topk_method": "greedy",
     },
     rope_types=("default", "yarn"),
-    ignored=blocks.ROTARY,
+    ignored=ROTARY,
     counts={"expert": "num_experts"},
     dims=_v2_dims,
     layer_sets=_layer_sets,
@@ -195,7 +210,7 @@ DEEPSEEK_V3 = Family(
     architectures=("DeepseekV3ForCausalLM",),
     rules=(*_decoder(bias=True), *MTP_RULES),
     tied_rules=(),
-    untied_rules=blocks.UNTIED,
+    untied_rules=UNTIED,
     checks=(
         *CHECKS,
         ConfigCheck("scoring_func", ("sigmoid",), "experts are chosen by sigmoid"),
@@ -214,7 +229,7 @@ DEEPSEEK_V3 = Family(
         "num_nextn_predict_layers": 0,
     },
     rope_types=("default", "yarn"),
-    ignored=blocks.ROTARY,
+    ignored=ROTARY,
     counts={"expert": "num_experts", "mtp": "mtp"},
     dims=_v3_dims,
     layer_sets=_layer_sets,

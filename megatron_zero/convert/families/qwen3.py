@@ -2,7 +2,20 @@
 
 from collections.abc import Sequence
 
-from megatron_zero.convert.families import blocks
+from megatron_zero.convert.families.blocks import (
+    DEFAULTS,
+    FIRST,
+    LAST,
+    ROTARY,
+    TIED,
+    UNTIED,
+    Place,
+    checks,
+    dense,
+    experts,
+    grouped_query_attention,
+    swiglu,
+)
 from megatron_zero.convert.hf_config import (
     ConfigCheck,
     Dims,
@@ -16,12 +29,12 @@ from megatron_zero.convert.rules import Family
 QWEN3 = Family(
     model_type="qwen3",
     architectures=("Qwen3ForCausalLM",),
-    rules=blocks.dense(blocks.grouped_query_attention(qk_norm=True)),
-    tied_rules=blocks.TIED,
-    untied_rules=blocks.UNTIED,
-    checks=blocks.checks(),
-    defaults={**blocks.DEFAULTS, "head_dim": 128},
-    ignored=blocks.ROTARY,
+    rules=dense(grouped_query_attention(qk_norm=True)),
+    tied_rules=TIED,
+    untied_rules=UNTIED,
+    checks=checks(),
+    defaults={**DEFAULTS, "head_dim": 128},
+    ignored=ROTARY,
 )
 
 
@@ -44,23 +57,23 @@ QWEN3_MOE = Family(
     model_type="qwen3_moe",
     architectures=("Qwen3MoeForCausalLM",),
     rules=(
-        *blocks.FIRST,
-        *blocks.grouped_query_attention(qk_norm=True),
-        *blocks.swiglu(place=blocks.Place(layers="dense")),
-        *blocks.experts(place=blocks.Place(layers="moe")),
-        *blocks.LAST,
+        *FIRST,
+        *grouped_query_attention(qk_norm=True),
+        *swiglu(place=Place(layers="dense")),
+        *experts(place=Place(layers="moe")),
+        *LAST,
     ),
-    tied_rules=blocks.TIED,
-    untied_rules=blocks.UNTIED,
-    checks=(*blocks.checks(), ConfigCheck("norm_topk_prob", (True, False), "it is true or false")),
+    tied_rules=TIED,
+    untied_rules=UNTIED,
+    checks=(*checks(), ConfigCheck("norm_topk_prob", (True, False), "it is true or false")),
     defaults={
-        **blocks.DEFAULTS,
+        **DEFAULTS,
         "decoder_sparse_step": 1,
         "norm_topk_prob": False,
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
     },
-    ignored=blocks.ROTARY,
+    ignored=ROTARY,
     counts={"expert": "num_experts"},
     dims=_moe_dims,
     layer_sets=_layer_sets,
