@@ -20,6 +20,7 @@ Every rank builds the same plan from the same samples and keeps its own part.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +41,7 @@ from megatron_zero.types import (
 )
 
 _INTEGERS = ("tokens", "labels", "position_ids")
+_BOOLS = ("loss_mask", "is_token")
 _FLOATS = ("loss_weights", "advantages", "rollout_logprobs")
 
 
@@ -52,6 +54,7 @@ class Packing:
     max_tokens: int  # per microbatch
     alignment: int = 1  # sequences are padded to a multiple of it
     num_microbatches_multiple: int = 1  # interleaved pipelines take them in groups of PP
+    attention_break_even: float = math.inf  # tokens at which attention is half of a token's cost
 
     def plan(self, lengths: Sequence[int]) -> list[list[list[int]]]:
         """See `pack`."""
@@ -60,6 +63,7 @@ class Packing:
             num_ranks=self.dp_size,
             max_tokens=self.max_tokens,
             multiple=self.num_microbatches_multiple,
+            attention_break_even=self.attention_break_even,
         )
 
 
@@ -130,12 +134,20 @@ def samples_to_train(
 
 
 def pack(
-    lengths: Sequence[int], *, num_ranks: int, max_tokens: int, multiple: int = 1
+    lengths: Sequence[int],
+    *,
+    num_ranks: int,
+    max_tokens: int,
+    multiple: int = 1,
+    attention_break_even: float = math.inf,
 ) -> list[list[list[int]]]:
     """Spread sequences over ranks and microbatches: [rank][microbatch] -> indices.
 
-    Longest first into the emptiest bin; every rank gets the same number of microbatches, the
-    smallest for which this fits and that is a multiple of `multiple`. Deterministic in `lengths`.
+    A token budget bounds a microbatch (memory), its cost is balanced (time): n tokens of one
+    sequence cost n (1 + n / attention_break_even). Costliest first into the cheapest microbatch
+    with room; then whole microbatches are dealt to the ranks. Every rank gets the same number of
+    them, the smallest for which this fits and that is a multiple of `multiple`. Deterministic in
+    `lengths`.
 
     Raises:
         ValueError: a sequence longer than `max_tokens`.
@@ -144,26 +156,34 @@ def pack(
         raise ValueError(
             f"batch.max_tokens_per_microbatch={max_tokens}: must hold a sample of {max(lengths)}"
         )
+    costs = [length * (1 + length / attention_break_even) for length in lengths]
     per_rank = round_up(max(1, -(-sum(lengths) // (num_ranks * max_tokens))), multiple)
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    while True:
-        bins = _fill(order, lengths, num_ranks * per_rank, max_tokens)
-        if bins is not None:
-            return [bins[rank::num_ranks] for rank in range(num_ranks)]
+    while (bins := _fill(lengths, costs, num_ranks * per_rank, max_tokens)) is None:
         per_rank += multiple
+    ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
+    loads = [0.0] * num_ranks
+    bins.sort(key=lambda bin_: -sum(costs[i] for i in bin_))
+    for start in range(0, len(bins), num_ranks):  # the costliest to the rank that has least
+        by_load = sorted(range(num_ranks), key=loads.__getitem__)
+        for rank, bin_ in zip(by_load, bins[start : start + num_ranks], strict=True):
+            ranks[rank].append(bin_)
+            loads[rank] += sum(costs[i] for i in bin_)
+    return ranks
 
 
 def _fill(
-    order: list[int], lengths: Sequence[int], num_bins: int, max_tokens: int
+    lengths: Sequence[int], costs: Sequence[float], num_bins: int, max_tokens: int
 ) -> "list[list[int]] | None":
     bins: list[list[int]] = [[] for _ in range(num_bins)]
-    loads = [0] * num_bins
-    for i in order:
-        emptiest = loads.index(min(loads))
-        if loads[emptiest] + lengths[i] > max_tokens:
+    tokens, loads = [0] * num_bins, [0.0] * num_bins
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        with_room = [b for b in range(num_bins) if tokens[b] + lengths[i] <= max_tokens]
+        if not with_room:
             return None
-        bins[emptiest].append(i)
-        loads[emptiest] += lengths[i]
+        cheapest = min(with_room, key=loads.__getitem__)
+        bins[cheapest].append(i)
+        tokens[cheapest] += lengths[i]
+        loads[cheapest] += costs[i]
     return bins
 
 
@@ -175,7 +195,7 @@ def build_microbatch(
     length_normalizer: str = "constant",
 ) -> Microbatch:
     """Pack the samples at `indices` one after the other, shifted and masked; none: all padding."""
-    names = (*_INTEGERS, "loss_mask", *_FLOATS)
+    names = (*_INTEGERS, *_BOOLS, *_FLOATS)
     columns: dict[str, list[float]] = {name: [] for name in names}
     cu_seqlens = [0]
     for i in indices:
@@ -192,6 +212,7 @@ def build_microbatch(
         columns["labels"] += [*sample.token_ids[1:], *[0] * num_padding]
         columns["position_ids"] += range(num_positions + num_padding)
         columns["loss_mask"] += [*before, *[trained] * num_response, *after]
+        columns["is_token"] += [*[1.0] * num_positions, *after]
         columns["loss_weights"] += [*before, *[trained * weight] * num_response, *after]
         columns["advantages"] += [*before, *[sample.advantage] * num_response, *after]
         columns["rollout_logprobs"] += [*before, *sample.rollout_logprobs, *after]
@@ -203,7 +224,7 @@ def build_microbatch(
     return Microbatch(
         **{name: torch.tensor(columns[name], dtype=torch.int64) for name in _INTEGERS},
         **{name: torch.tensor(columns[name], dtype=torch.float32) for name in _FLOATS},
-        loss_mask=torch.tensor(columns["loss_mask"], dtype=torch.bool),
+        **{name: torch.tensor(columns[name], dtype=torch.bool) for name in _BOOLS},
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
         max_seqlen=max(end - start for start, end in itertools.pairwise(cu_seqlens)),
         sample_index=tuple(indices),
@@ -257,7 +278,8 @@ def build_global_batch(
     order = list(range(len(samples)))
     if config.num_optimizer_steps > 1:
         random.Random(f"{config.seed}/{step}/minibatches").shuffle(order)
-    has_other_terms = config.needs_ref_policy or config.loss.entropy_coef > 0
+    loss = config.loss
+    has_other_terms = config.needs_ref_policy or max(loss.entropy_coef, loss.balance_coef) > 0
     exact_zero = config.batch.skip_zero_advantage and not has_other_terms
     minibatches = []
     for start in range(0, len(order), size):

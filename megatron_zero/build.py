@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_zero.batching import Packing
 from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
+from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.families import family_for
 from megatron_zero.convert.hf_dir import MODEL_FILES, carried_files, open_source
 from megatron_zero.convert.mapping import Mapping
@@ -116,6 +117,7 @@ def build_policy(
     num_optimizer_steps: int,
     temperature: float = 1.0,
     with_ref_policy: bool = False,
+    balance_coef: float = 0.0,
 ) -> Policy:
     """The policy with its starting weights: a checkpoint's, or drawn from the run's seed."""
     padded = padded_vocab_size(hf_config["vocab_size"], topology.tp_size)
@@ -138,17 +140,21 @@ def build_policy(
         num_optimizer_steps=num_optimizer_steps,
         temperature=temperature,
         with_ref_policy=with_ref_policy,
+        balance_coef=balance_coef,
     )
 
 
-def packing(parallel: ParallelConfig, topology: Topology, max_tokens: int) -> Packing:
-    """How this rank packs sequences."""
+def packing(
+    parallel: ParallelConfig, topology: Topology, max_tokens: int, mapping: Mapping
+) -> Packing:
+    """How this rank packs sequences of a mapped model."""
     return Packing(
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
         max_tokens=max_tokens,
         alignment=parallel.sequence_alignment,
         num_microbatches_multiple=topology.pp_size if topology.vp_size > 1 else 1,
+        attention_break_even=attention_break_even(mapping),
     )
 
 

@@ -42,3 +42,11 @@ def check_run(config: Any) -> None:
         fail("num_steps", config.num_steps, "must be at least 1")
     if config.seed < 0:
         fail("seed", config.seed, "must be at least 0")
+    if config.optimizer.offload and config.model.dtype != "bf16":
+        valid = "needs model.dtype='bf16': float32 weights are the optimizer's own"
+        fail("optimizer.offload", True, valid)
+    if reduced := config.optimizer.reduced_dtypes:
+        name, dtype = next(iter(reduced.items()))
+        if config.model.dtype != "bf16" or not config.parallel.use_distributed_optimizer:
+            valid = "needs model.dtype='bf16' and parallel.use_distributed_optimizer"
+            fail(f"optimizer.{name}", dtype, valid)

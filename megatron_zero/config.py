@@ -128,8 +128,18 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_grad: float = 1.0  # global norm; 0: off
+    offload: bool = False  # GPU: state and gradients leave the device while the engine has it
+    # Transformer Engine's Adam takes fewer bytes for these, with the distributed optimizer
+    main_params_dtype: str = "fp32"
+    main_grads_dtype: str = "fp32"
+    exp_avg_dtype: str = "fp32"
+    exp_avg_sq_dtype: str = "fp32"
 
     def __post_init__(self) -> None:
+        one_of(self, "optimizer", "main_params_dtype", ["fp32", "fp16"])
+        one_of(self, "optimizer", "main_grads_dtype", ["fp32", "bf16"])
+        for name in ("exp_avg_dtype", "exp_avg_sq_dtype"):
+            one_of(self, "optimizer", name, ["fp32", "bf16", "fp16", "fp8"])
         one_of(self, "optimizer", "lr_schedule", ["constant", "linear", "cosine"])
         at_least(self, "optimizer", 0, "lr", "min_lr", "warmup_steps", "weight_decay", "clip_grad")
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
@@ -137,6 +147,12 @@ class OptimizerConfig:
                 fail(f"optimizer.{name}", beta, "must be in [0, 1)")
         if self.min_lr > self.lr:
             fail("optimizer.min_lr", self.min_lr, f"must be at most optimizer.lr={self.lr}")
+
+    @property
+    def reduced_dtypes(self) -> "dict[str, str]":
+        """Those of the optimizer's tensors that are kept in less than float32."""
+        names = [name for name in self.__slots__ if name.endswith("_dtype")]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != "fp32"}
 
 
 @dataclass(**CONFIG_OPTIONS)

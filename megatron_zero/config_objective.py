@@ -61,6 +61,7 @@ class LossConfig:
     kl_coef: float = 0.0
     kl_kind: str = "k3"
     entropy_coef: float = 0.0  # bonus
+    balance_coef: float = 0.0  # load of experts, within each sequence: policy/balance.py
     importance_cap: float = 0.0  # truncated importance sampling, C; 0: off (the paper)
     importance_level: str = "token"  # or sequence: one weight for all tokens of a response
     # responses whose ratio policy to engine leaves the band are not trained on, but count in every
@@ -77,7 +78,7 @@ class LossConfig:
         one_of(self, "loss", "importance_level", ["token", "sequence"])
         one_of(self, "loss", "sequence_mask", ["none", "geometric", "product"])
         at_least(self, "loss", 0, "clip_low", "clip_high", "kl_coef", "importance_cap")
-        at_least(self, "loss", 0, "entropy_coef", "sequence_mask_low")
+        at_least(self, "loss", 0, "entropy_coef", "balance_coef", "sequence_mask_low")
         if self.clip_low > 1:
             fail("loss.clip_low", self.clip_low, "must be at most 1, which is no lower bound")
         if self.sequence_mask_low >= 1:

@@ -91,6 +91,8 @@ def _check_rollout_layout(
     divides(path, engine_tp, world_size, "the number of processes")
     divides(path, engine_tp, hf_config["num_attention_heads"], "the model's attention heads")
     _multiple_of_dp("batch.global_batch_size", config.batch.global_batch_size, dp_size)
+    if config.loss.balance_coef and not num_experts(hf_config):
+        fail("loss.balance_coef", config.loss.balance_coef, "must be 0: the model has no experts")
     longest = config.max_sample_tokens
     positions = hf_config.get("max_position_embeddings", longest)
     if longest > positions:

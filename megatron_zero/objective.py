@@ -142,6 +142,7 @@ def describe_objective(config: RunConfig) -> str:
         ("ratio", _ratio(config)),
         ("KL", _kl(config)),
         ("entropy", _entropy(config)),
+        ("balance", _balance(config)),
         ("importance", _importance(config)),
         ("mask", _mask(config)),
         ("sampling", _sampling(config)),
@@ -236,6 +237,12 @@ def _kl(config: RunConfig) -> str:
 def _entropy(config: RunConfig) -> str:
     coef = config.loss.entropy_coef
     return f"H_it of the policy at token t, bonus {_number(coef)}" if coef > 0 else ""
+
+
+def _balance(config: RunConfig) -> str:
+    coef = config.loss.balance_coef
+    term = "Σ_layers 1/N Σ_i Σ_e f_ie P_ie, f, P: expert e's load and scores in sample i"
+    return f"{term}, coefficient {_number(coef)}" if coef > 0 else ""
 
 
 def _importance(config: RunConfig) -> str:

@@ -46,7 +46,8 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
     state = checkpoint.load_latest(run_dir.checkpoints, policy) if resume else None
     start_step = state["step"] if state else 0
     build.report(config, policy, run_dir)
-    packing = build.packing(config.parallel, topology, config.max_tokens_per_microbatch)
+    budget = config.max_tokens_per_microbatch
+    packing = build.packing(config.parallel, topology, budget, policy.mapping)
     sinks = make_sinks(
         config.logging,
         run_dir,

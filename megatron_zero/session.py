@@ -56,9 +56,6 @@ class Session:
         self._evaluation_prompts = build.build_evaluation_prompts(config, hf_config, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)
-        self.packing = build.packing(
-            config.parallel, self.topology, config.batch.max_tokens_per_microbatch
-        )
         self._build_engine()
         self.policy = build.build_policy(
             config,
@@ -68,7 +65,10 @@ class Session:
             num_optimizer_steps=config.num_steps * config.num_optimizer_steps,
             temperature=config.rollout.temperature,
             with_ref_policy=config.needs_ref_policy,
+            balance_coef=config.loss.balance_coef,
         )
+        budget = config.batch.max_tokens_per_microbatch
+        self.packing = build.packing(config.parallel, self.topology, budget, self.policy.mapping)
         self.weight_sync = ColocatedWeightSync(
             self.engine, self.policy.mapping.hf_names(), self.topology.host_group
         )
@@ -153,7 +153,15 @@ class Session:
 
     def hf_weights(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """The policy's weights for a sync, in buckets of `rollout.sync_bucket_mib`."""
+        if self.config.optimizer.offload:
+            self.policy.offload()
         return self.policy.hf_weights(bucket_bytes=self.config.rollout.sync_bucket_mib * MIB)
+
+    def use_policy(self) -> None:
+        """The engine sleeps, the policy has the device; undone by the next weight sync."""
+        self.engine.sleep()
+        if self.config.optimizer.offload:
+            self.policy.onload()
 
     def is_due(self, done: int, every_num_steps: int) -> bool:
         """Whether something that happens every n steps, and not at the run's end, happens now."""
@@ -208,12 +216,17 @@ class Session:
 
     def save_checkpoint(self, done: int) -> None:
         """A sharded checkpoint after `done` steps; older ones go as `checkpoint.keep` says."""
+        offload = self.config.optimizer.offload
+        if offload:
+            self.use_policy()
         checkpoint.save_and_prune(
             self.run_dir.checkpoint(done),
             self.policy,
             {"step": done, "prompts": self.prompts.state_dict()},
             keep=self.config.checkpoint.keep,
         )
+        if offload and done < self.config.num_steps:
+            self.weight_sync.push(self.hf_weights(), version=done)
 
     def _load_checkpoint(self) -> int:
         """The step to go on from: the last complete checkpoint's, or 0."""

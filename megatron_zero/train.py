@@ -57,7 +57,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
                 advantages = advantages_of(rewards)
 
                 with timers("train"):
-                    run.engine.sleep()
+                    run.use_policy()
                     samples = build_samples(
                         groups, graded, advantages, mask_truncated=config.loss.mask_truncated
                     )

@@ -125,6 +125,7 @@ class Microbatch:
     cu_seqlens: torch.Tensor  # [S + 1] int32
     max_seqlen: int
     loss_mask: torch.Tensor  # [T] bool: the only mask the loss sees
+    is_token: torch.Tensor  # [T] bool: no padding
     loss_weights: torch.Tensor  # [T] float32: weight of each token before the denominator
     advantages: torch.Tensor  # [T] float32
     rollout_logprobs: torch.Tensor  # [T] float32

@@ -19,9 +19,7 @@ SHARED = TESTS.parent.parent / "shared"  # data and tokenizers beside the checko
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--all-layouts",
-        action="store_true",
-        help="every layout of tests/invariance and math_smoke (without -n)",
+        "--all-layouts", action="store_true", help="every layout of tests/invariance (without -n)"
     )
 
 

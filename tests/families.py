@@ -46,6 +46,16 @@ _LLAMA3 = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2_narrow": (
+        "Qwen2",
+        {
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 16384,
+        },
+    ),
     "qwen3": ("Qwen3", {"head_dim": 48}),
     "llama": ("Llama", {**_DENSE, "rope_parameters": _LLAMA3, "tie_word_embeddings": True}),
     "mistral": ("Mistral", {**_DENSE, "sliding_window": None}),
@@ -87,7 +97,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-MODEL_TYPES = {"qwen2_tied": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
+MODEL_TYPES = {"qwen2_tied": "qwen2", "qwen2_narrow": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
 
 
 def config_of(name: str, **changes: Any) -> dict[str, Any]:

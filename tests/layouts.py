@@ -23,8 +23,9 @@ class Case:
     parallel: ParallelConfig
     max_tokens: int  # of a microbatch
     dtype: str
-    samples: str  # tiny, reversed or math: see `tests.tiny`
+    samples: str  # tiny, reversed, math or long: see `tests.tiny`
     family: str  # of `tests.families`
+    balance_coef: float  # of the experts' load
 
 
 def parallel_of(words: Sequence[str]) -> ParallelConfig:
@@ -41,7 +42,7 @@ def parallel_of(words: Sequence[str]) -> ParallelConfig:
 
 def parse(text: str) -> Case:
     """The words of `parallel_of`; `m100` tokens in a microbatch; `f64` or `bf16`, else float32;
-    `reversed` or `math` samples; last, the family.
+    `reversed`, `math` or `long` samples; `balance` of experts; last, the family.
     """
     *words, family = text.split("-")
     (max_tokens,) = [int(word[1:]) for word in words if re.fullmatch(r"m\d+", word)]
@@ -49,6 +50,7 @@ def parse(text: str) -> Case:
         parallel=parallel_of(words),
         max_tokens=max_tokens,
         dtype="fp64" if "f64" in words else "bf16" if "bf16" in words else "fp32",
-        samples=next((word for word in ("reversed", "math") if word in words), "tiny"),
+        samples=next((word for word in ("reversed", "math", "long") if word in words), "tiny"),
         family=family,
+        balance_coef=0.5 if "balance" in words else 0.0,
     )

@@ -61,9 +61,11 @@ def run_config(
 
 
 def samples(kind: str = "tiny") -> list[TrainSample]:
-    """Ragged samples with advantages of both signs: `tiny`, the same `reversed`, or `math`."""
+    """Ragged samples with advantages of both signs: `tiny`, the same `reversed`, `math`, `long`."""
     if kind == "math":
         return math_samples()
+    if kind == "long":
+        return long_samples()
     return _made_samples()[:: -1 if kind == "reversed" else 1]
 
 
@@ -93,6 +95,19 @@ def math_samples() -> list[TrainSample]:
             )
         )
     return made
+
+
+def long_samples() -> list[TrainSample]:
+    """The first two samples, and one with a response of 8,192 tokens."""
+    rng = random.Random(1)
+    response = tuple(rng.randrange(3, 131) for _ in range(8192))
+    long = TrainSample(
+        token_ids=(7, 8, 9, *response),
+        prompt_length=3,
+        rollout_logprobs=(-4.9,) * len(response),
+        advantage=0.75,
+    )
+    return [*_made_samples()[:2], long]
 
 
 def _made_samples() -> list[TrainSample]:

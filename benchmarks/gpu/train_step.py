@@ -182,7 +182,7 @@ def main() -> None:
         batch=BatchConfig(global_batch_size=options.samples, skip_zero_advantage=False),
     )
     policy = build_policy(options, hf_config, topology)
-    packed = packing(ParallelConfig(), topology, options.max_tokens)
+    packed = packing(ParallelConfig(), topology, options.max_tokens, policy.mapping)
     batch = build_global_batch(samples, config, packed, step=0)
     on_gpu = topology.device.type == "cuda"
     matmul = matmul_tflops(topology.device, 8192 if on_gpu else 512)

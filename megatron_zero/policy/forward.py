@@ -20,23 +20,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_zero.batching import token_rows
 from megatron_zero.losses import Objective, Sums
 from megatron_zero.policy.attention import own_positions
+from megatron_zero.policy.balance import PackedSequences
 from megatron_zero.policy.parallel import Topology
 from megatron_zero.types import Microbatch
 
 
-def _packed_seq_params(microbatch: Microbatch) -> PackedSeqParams:
-    return PackedSeqParams(
+def _packed_sequences(microbatch: Microbatch) -> PackedSequences:
+    lengths = microbatch.cu_seqlens.diff().long()
+    num_parts = int(microbatch.cu_seqlens[-1]) // len(microbatch.tokens)  # context parallelism
+    numbers = torch.arange(len(lengths), device=lengths.device)
+    return PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=microbatch.cu_seqlens,
         cu_seqlens_kv=microbatch.cu_seqlens,
         max_seqlen_q=microbatch.max_seqlen,
         max_seqlen_kv=microbatch.max_seqlen,
+        sequence_index=numbers.repeat_interleave(lengths // num_parts),
+        is_token=microbatch.is_token,
     )
 
 
@@ -47,7 +52,7 @@ def _call_model(model: torch.nn.Module, microbatch: Microbatch) -> torch.Tensor:
         None,
         labels=microbatch.labels[None],
         loss_mask=microbatch.loss_mask[None],
-        packed_seq_params=_packed_seq_params(microbatch),
+        packed_seq_params=_packed_sequences(microbatch),
     )
 
 

@@ -49,7 +49,7 @@ def _interleaving(parallel: ParallelConfig) -> dict[str, Any]:
 
 
 def _experts(mapping: Mapping, dtype: torch.dtype, *, with_te: bool) -> dict[str, Any]:
-    """Routing as the family's HF class does it, without an auxiliary loss."""
+    """Routing as the family's HF class does it; `policy.balance` can add an auxiliary loss."""
     config, dims = mapping.config, mapping.dims
     moe = set(mapping.layer_sets["moe"])
     per_expert = dims.get("moe_intermediate_size", dims["intermediate_size"])

@@ -18,15 +18,26 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_zero.checks import fail
 from megatron_zero.config import OptimizerConfig, ParallelConfig
+from megatron_zero.policy.model import layer_implementation
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.uint8}  # as Megatron has it
 
 
 def wrap_model(
-    config: TransformerConfig, model: torch.nn.Module, parallel: ParallelConfig
+    config: TransformerConfig,
+    model: torch.nn.Module,
+    parallel: ParallelConfig,
+    optimizer: OptimizerConfig,
 ) -> DistributedDataParallel:
-    """A chunk with gradient buffers that are summed over data parallelism in at least float32."""
+    """A chunk with gradient buffers that are summed over data parallelism.
+
+    In float32, or in float64 with such a model; in bfloat16 where the optimizer's setting says so.
+    """
+    is_bf16 = config.params_dtype == torch.bfloat16
     ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=config.params_dtype == torch.bfloat16,
+        grad_reduce_in_fp32=is_bf16 and optimizer.main_grads_dtype == "fp32",
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
     return DistributedDataParallel(config, ddp_config, model)
@@ -44,7 +55,13 @@ def build_optimizer(
 
     Args:
         num_optimizer_steps: of the whole run; where a decaying schedule ends.
+
+    Raises:
+        ValueError: the settings need an Adam that is not installed.
     """
+    if config.reduced_dtypes and layer_implementation() != "transformer_engine":
+        name, value = next(iter(config.reduced_dtypes.items()))
+        fail(f"optimizer.{name}", value, "must be fp32 without Transformer Engine's Adam")
     megatron_config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -57,6 +74,8 @@ def build_optimizer(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        use_precision_aware_optimizer=bool(config.reduced_dtypes),
+        **{name: DTYPES[value] for name, value in config.reduced_dtypes.items()},
     )
     optimizer = get_megatron_optimizer(
         megatron_config,

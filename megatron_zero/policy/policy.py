@@ -14,6 +14,7 @@ from megatron_zero.config import OptimizerConfig, ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.policy import converted, forward, hf_weights
+from megatron_zero.policy.balance import SequenceBalance
 from megatron_zero.policy.model import PolicyModel, build_chunks, layer_implementation
 from megatron_zero.policy.model_config import DTYPES, transformer_config
 from megatron_zero.policy.optimizer import (
@@ -45,6 +46,7 @@ class Policy:
         num_optimizer_steps: int,
         temperature: float = 1.0,
         with_ref_policy: bool = False,
+        balance_coef: float = 0.0,
     ) -> None:
         """Build this rank's stage and read its shards of the weights.
 
@@ -58,6 +60,7 @@ class Policy:
             num_optimizer_steps: of the whole run, for the learning-rate schedule.
             temperature: divides the logits, as when sampling.
             with_ref_policy: keep a frozen copy of the starting weights.
+            balance_coef: of the experts' load, see `policy.balance`; 0: no such term.
         """
         self.topology = topology
         self.objective = objective
@@ -75,7 +78,10 @@ class Policy:
             for ref, chunk in zip(self.ref_chunks, self.chunks, strict=True):
                 ref.load_state_dict(chunk.state_dict())
                 ref.requires_grad_(False)
-        self.ddp_chunks = [wrap_model(config, chunk, parallel) for chunk in self.chunks]
+        self.balance: Optional[SequenceBalance] = None
+        if balance_coef:
+            self.balance = SequenceBalance(self.chunks, topology, coef=balance_coef)
+        self.ddp_chunks = [wrap_model(config, c, parallel, optimizer) for c in self.chunks]
         self.optimizer, self.scheduler = build_optimizer(
             optimizer,
             parallel,
@@ -165,11 +171,14 @@ class Policy:
         """Gradients of one optimizer step, left in the buffers; nothing is updated yet.
 
         Returns:
-            `policy/loss`, `policy/entropy` and the objective's own values, the same on all ranks.
+            `policy/loss`, `policy/entropy` and the objective's own values, the same on all ranks;
+            `policy/loss` is without the balance term, which is `policy/balance_loss`.
         """
         for chunk in self.ddp_chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        if self.balance is not None:
+            self.balance.num_samples = minibatch.num_samples
         reports = forward.forward_backward(
             self.ddp_chunks,
             self._to_device(minibatch.microbatches),
@@ -177,7 +186,10 @@ class Policy:
             self.topology,
             denominator=minibatch.denominator,
         )
-        return StepMetrics(values=self._reduce(reports))
+        values = self._reduce(reports)
+        if self.balance is not None:
+            values["policy/balance_loss"] = self.balance.take()
+        return StepMetrics(values=values)
 
     def _reduce(
         self, reports: list[tuple[torch.Tensor, forward.Sums, forward.Sums]]
@@ -225,6 +237,22 @@ class Policy:
         self.optimizer.step()
         self.scheduler.step(increment=1)
         return StepMetrics(values={"policy/grad_norm": norm, "policy/lr": lr})
+
+    def offload(self) -> None:
+        """Move the optimizer's state to the host and give up the gradients; weights stay."""
+        on_gpu = self.topology.device.type == "cuda"
+        if on_gpu:
+            self.optimizer.offload_to_cpu()
+        for chunk in self.ddp_chunks:
+            chunk.offload_grad_buffers(synchronize=on_gpu, empty_cache=on_gpu)
+
+    def onload(self) -> None:
+        """Undo `offload`; gradients are zero. Nothing changes where nothing was offloaded."""
+        on_gpu = self.topology.device.type == "cuda"
+        for chunk in self.ddp_chunks:
+            chunk.restore_grad_buffers(synchronize=on_gpu)
+        if on_gpu:
+            self.optimizer.restore_from_cpu()
 
     def hf_weights(self, *, bucket_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights by HF name, whole, on every rank; a bounded bucket at a time."""

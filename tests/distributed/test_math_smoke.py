@@ -1,6 +1,5 @@
 """The `math_smoke` recipe on real problems and the real Qwen2.5 vocabulary, in several layouts."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,9 @@ WORKER = REPOSITORY / "tests" / "distributed" / "pseudo_reward_worker.py"
 TP, PP = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_parallel_size"
 LAYOUTS = {  # processes, settings
     "dp2": (2, []),
-    "tp2 dp2": (4, [f"{TP}=2", "rollout.tensor_model_parallel_size=2"]),
+    "tp2 dp2": (4, [f"{TP}=2"]),
+    "tp2 pp2": (4, [f"{TP}=2", f"{PP}=2"]),
 }
-if "--all-layouts" in sys.argv:  # two minutes more
-    LAYOUTS["tp2 pp2"] = (4, [f"{TP}=2", f"{PP}=2"])
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +31,7 @@ def runs(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> dict[s
             f"model.tokenizer={qwen_tokenizer_dir}",
             "logging.rollouts_every_num_steps=1",
             "checkpoint.save_hf=false",
+            "data.max_prompts=64",
             *settings,
             "--run-dir",
             directory,

@@ -41,6 +41,7 @@ def main() -> None:
         dtype="bf16",
     )
     memory = {"policy": used_gib()}
+    state_gib = sum(t.numel() * 16 for chunk in policy.chunks for t in chunk.parameters()) / 2**30
     engine = VllmEngine(
         files := model_files(tied=False),
         RolloutConfig(gpu_memory_utilization=0.2, enforce_eager=True),
@@ -59,9 +60,13 @@ def main() -> None:
         sampled.append(mismatch(policy, engine, sampler, topology, version))
         engine.sleep()
         memory[f"asleep {version}"] = used_gib()
+        policy.offload()
+        memory[f"offloaded {version}"] = used_gib()
+        policy.onload()
         policy.optimizer_step()
     results = {
         "memory": memory,
+        "state_gib": state_gib,
         "sampled": sampled,
         "total_gib": torch.cuda.mem_get_info()[1] / 2**30,
     }

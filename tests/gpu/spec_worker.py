@@ -49,7 +49,7 @@ def neighbours(case: Case, checkpoint: Path) -> dict:
     changed[CHANGED] = dataclasses.replace(samples[CHANGED], token_ids=other)
     moved = {"own": 0.0, "neighbours": 0.0}
     config = tiny.run_config(max_tokens=case.max_tokens)
-    packed = packing(case.parallel, topology, case.max_tokens)
+    packed = packing(case.parallel, topology, case.max_tokens, policy.mapping)
     before, after = (
         policy.with_old_logprobs(build_global_batch(x, config, packed, step=0)).minibatches[0]
         for x in (samples, changed)

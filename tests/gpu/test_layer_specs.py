@@ -13,7 +13,7 @@ import torch
 
 from megatron_zero import doctor
 from tests import families, tiny
-from tests.launch import REPOSITORY, torchrun
+from tests.launch import REPOSITORY, torchrun_anew
 
 FAMILIES = ["qwen2", "qwen3", "llama", "qwen3_moe"]  # biases; q and k norms; RoPE; grouped experts
 WORKER = REPOSITORY / "tests" / "gpu" / "spec_worker.py"
@@ -23,7 +23,7 @@ def run(directory: Path, layers: str, dtype: str) -> dict[str, Any]:
     """Results by family; m2000: the whole batch is packed into one microbatch."""
     words = {"fp32": "m2000", "bf16": "m2000-bf16"}[dtype]
     cases = {name: f"{layers}:{words}-{name}" for name in FAMILIES}
-    torchrun(1, WORKER, directory, *cases.values())
+    torchrun_anew(1, WORKER, directory, *cases.values(), timeout_s=300)
     return {n: torch.load(directory / f"{c}.pt", map_location="cpu") for n, c in cases.items()}
 
 

@@ -24,6 +24,7 @@ from megatron_zero.convert.safetensors_io import SafetensorsSource
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.policy.parallel import Topology, initialize
+from megatron_zero.types import Minibatch
 from tests import tiny
 from tests.layouts import Case, parse
 
@@ -75,11 +76,16 @@ def some_steps(case: Case, checkpoint: Path) -> dict:
             lr=1e-3, weight_decay=0.1, clip_grad=0.0 if case.dtype == "fp64" else 0.2
         ),
         with_ref_policy=True,
+        balance_coef=case.balance_coef,
     )
-    packed = packing(case.parallel, topology, case.max_tokens)
+    packed = packing(case.parallel, topology, case.max_tokens, policy.mapping)
     config, device = tiny.run_config(max_tokens=case.max_tokens), topology.device
-    batch = build_global_batch(tiny.samples(case.samples), config, packed, step=0)
+    samples = tiny.samples(case.samples)
+    batch = build_global_batch(samples, config, packed, step=0)
     (minibatch,) = policy.with_old_logprobs(batch).minibatches
+    first = dataclasses.replace(samples[0], token_ids=tuple(130 - t for t in samples[0].token_ids))
+    changed = build_global_batch([first, *samples[1:]], config, packed, step=0)
+    neighbours = differences(minibatch, policy.with_old_logprobs(changed).minibatches[0])
     # old logprobs a little off, so that ratios differ from 1 and some are clipped
     minibatch = dataclasses.replace(
         minibatch,
@@ -104,13 +110,37 @@ def some_steps(case: Case, checkpoint: Path) -> dict:
     }
     values |= policy.optimizer_step().values
     for _ in range(2):
+        if dist.get_world_size() > 1:  # the reference stays as it is
+            policy.offload()
+            assert not any(
+                chunk.buffers[0].grad_data.untyped_storage().size() for chunk in policy.ddp_chunks
+            )
+            policy.onload()
         policy.forward_backward(minibatch)
         policy.optimizer_step()
     weights = {n: t.clone() for n, t in policy.hf_weights(bucket_bytes=30_000)}
     # the policy has moved away from the reference: what KL-in-reward would subtract
     moved = policy.with_ref_logprobs(policy.with_old_logprobs(batch))
-    kl = policy.kl_to_ref(moved, num_samples=tiny.NUM_SAMPLES)
-    return {"metrics": values, "gradients": gradients, "weights": weights, "kl_to_ref": kl}
+    return {
+        "metrics": values,
+        "gradients": gradients,
+        "weights": weights,
+        "kl_to_ref": policy.kl_to_ref(moved, num_samples=len(samples)),
+        "neighbours": neighbours,
+    }
+
+
+def differences(one: Minibatch, other: Minibatch) -> list[float]:
+    """Largest difference of the logprobs in sample 0, and in all others; over all ranks."""
+    largest = torch.zeros(2, dtype=torch.float64)
+    for a, b in zip(one.microbatches, other.microbatches, strict=True):
+        difference = (a.old_logprobs - b.old_logprobs).abs().double().cpu()
+        for i, tokens in zip(
+            a.sample_index, difference.split(a.cu_seqlens.diff().tolist()), strict=False
+        ):
+            largest[min(i, 1)] = max(largest[min(i, 1)], tokens.max())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
 
 
 def main() -> None:

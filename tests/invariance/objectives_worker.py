@@ -68,7 +68,7 @@ def one_step(name: str, case: Case) -> dict:
         make_source=lambda mapping: RandomSource(mapping, 0),
         objective=policy_objective(OBJECTIVES[name]),
     )
-    packed = packing(case.parallel, topology, case.max_tokens)
+    packed = packing(case.parallel, topology, case.max_tokens, policy.mapping)
     config = tiny.run_config(max_tokens=case.max_tokens, loss=OBJECTIVES[name])
     batch = build_global_batch(tiny.samples(), config, packed, step=0)
     (minibatch,) = policy.with_old_logprobs(batch).minibatches

@@ -15,7 +15,11 @@ from megatron_zero.batching import (
     samples_to_train,
     set_advantages,
 )
+from megatron_zero.checks import round_up
+from megatron_zero.convert.cost import attention_break_even
+from megatron_zero.convert.families import mapping_for
 from megatron_zero.types import GlobalBatch, Minibatch, TrainSample
+from tests import families
 
 
 def sample(prompt: int, response: int, *, advantage: float = 1.0, engine: int = 0) -> TrainSample:
@@ -44,6 +48,48 @@ def test_pack_places_every_sequence_once_within_the_budget(lengths, num_ranks, m
     # balanced: ranks differ by no more than one longest sequence per microbatch
     loads = [sum(lengths[i] for bin_ in bins for i in bin_) for bins in plan]
     assert max(loads) - min(loads) <= max(lengths) * len(plan[0])
+
+
+def realistic_lengths(num_samples: int, *, seed: int) -> list[int]:
+    """Prompt and response lengths of a step as the paper's runs have them: long-tailed, cut."""
+    rng = random.Random(seed)
+    prompts = [rng.randint(60, 400) for _ in range(num_samples // 8)]
+    return [
+        prompts[i // 8] + min(int(rng.lognormvariate(6.3, 0.7)), 3000) for i in range(num_samples)
+    ]
+
+
+@pytest.mark.parametrize(("num_ranks", "alignment"), [(1, 1), (4, 8), (8, 16)])
+def test_little_is_padded_and_budgets_are_filled(num_ranks: int, alignment: int) -> None:
+    """1,024 responses into 16,384 tokens: what is computed for nothing, and what stays empty."""
+    lengths = realistic_lengths(1024, seed=num_ranks)
+    padded = [round_up(n, alignment) for n in lengths]
+    plan = pack(padded, num_ranks=num_ranks, max_tokens=16384)
+    assert sum(padded) / sum(lengths) - 1 <= 0.05
+    num_microbatches = num_ranks * len(plan[0])
+    fewest = num_ranks * -(-sum(padded) // (num_ranks * 16384))
+    assert num_microbatches <= fewest + num_ranks
+    filled = [sum(padded[i] for i in bin_) / 16384 for bins in plan for bin_ in bins]
+    assert sum(filled) / len(filled) >= sum(padded) / (16384 * (fewest + num_ranks))
+
+
+def test_cost_with_attention_is_balanced_over_ranks() -> None:
+    """Long contexts, where a token of a long response costs several of a short one."""
+    options = {"num_ranks": 8, "max_tokens": 131_072}
+    spreads = []
+    for seed in range(20):
+        rng = random.Random(seed)
+        lengths = [min(int(rng.lognormvariate(8.5, 1.0)), 60_000) for _ in range(512)]
+        by_cost = pack(lengths, **options, attention_break_even=20_000)
+        plans = (by_cost, pack(lengths, **options))
+        loads = [
+            [sum(lengths[i] * (1 + lengths[i] / 20_000) for b in bins for i in b) for bins in plan]
+            for plan in plans
+        ]
+        spreads.append([max(load) / (sum(load) / 8) - 1 for load in loads])
+    by_cost, by_tokens = zip(*spreads, strict=True)
+    assert max(by_cost) <= 0.05
+    assert sum(by_cost) <= 0.2 * sum(by_tokens)
 
 
 def test_pack_refuses_a_sequence_that_cannot_fit() -> None:
@@ -110,3 +156,17 @@ def test_documents_become_one_loss_over_all_their_tokens() -> None:
             assert bool(m.loss_mask.all()) and float(m.loss_weights.sum()) == len(m.tokens)
             seen += len(m.tokens)
     assert seen == total
+
+
+def test_where_attention_is_half_of_the_work_by_hand() -> None:
+    config = families.config_of("qwen2")
+    hidden, mlp, vocab, layers = 128, 128, 131, 4
+    projections = hidden * (128 + 2 * 64) + 128 * hidden + (128 + 2 * 64)  # q, k, v, o; biases
+    weights = layers * (projections + 3 * hidden * mlp + 2 * hidden) + vocab * hidden + hidden
+    assert attention_break_even(mapping_for(config)) == pytest.approx(2 * weights / (4 * 4 * 64))
+    # a token meets 2 of 4 experts: as many weights as with all four is twice as far
+    mixture = families.config_of("qwen3_moe")
+    dense = attention_break_even(mapping_for({**mixture, "num_experts_per_tok": 4}))
+    experts = 3 * 4 * 3 * hidden * 48  # of three layers
+    sparse = attention_break_even(mapping_for(mixture))
+    assert dense - sparse == pytest.approx(2 * experts / 2 / (4 * 4 * 64))

