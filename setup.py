@@ -3,7 +3,7 @@
 Three environments come out of this:
 
     pip install .                  write, print and launch runs: no torch
-    make setup                     train and test on CPUs: the extras cpu, launch, dev, pinned
+    make setup                     train and test on CPUs: every extra but cuda, pinned
     pip install ".[cuda,launch]"   train on NVIDIA GPUs (Python 3.12: the newest Megatron-Core)
 
 Two packages are not to be had by name. Apex, from which Megatron-Core takes faster kernels where it
@@ -61,6 +61,11 @@ EXTRAS = {
         # vLLM 0.32 needs 8 or later: they cannot share an environment.
         "nemo-run==0.4.0"  # recipes on local machines, Slurm and Kubernetes
     ],
+    "analysis": [
+        "pandas>=2.2",  # tables of `megatron-zero analyze`; datasets needs it too
+        "matplotlib>=3.10",  # its figures
+        "openai>=2.25",  # the client of its judge; vLLM needs it too
+    ],
     "dev": [
         # With 9.2, xdist 3.8 silently ignores groups (pytest-dev/pytest-xdist issue 1386).
         "pytest>=8.3,<9.2",  # runs the tests
@@ -76,7 +81,7 @@ setup(
     description="R1-Zero-like training with Dr. GRPO on Megatron-Core and vLLM",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_zero", "megatron_zero.*", "recipes", "recipes.*"]),
-    package_data={"megatron_zero": ["data/*.jsonl", "data/*.toml"]},
+    package_data={"megatron_zero": ["data/*.jsonl", "data/*.toml", "analysis/*.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-zero = megatron_zero.cli:main"]},

@@ -40,6 +40,10 @@ from megatron_zero.types import (
     TrainSample,
 )
 
+_INTEGERS = ("tokens", "labels", "position_ids")
+_BOOLS = ("loss_mask", "is_token")
+_FLOATS = ("loss_weights", "advantages", "rollout_logprobs")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
@@ -191,19 +195,8 @@ def build_microbatch(
     length_normalizer: str = "constant",
 ) -> Microbatch:
     """Pack the samples at `indices` one after the other, shifted and masked; none: all padding."""
-    columns: dict[str, list[float]] = {
-        name: []
-        for name in (
-            "tokens",
-            "labels",
-            "position_ids",
-            "loss_mask",
-            "is_token",
-            "loss_weights",
-            "advantages",
-            "rollout_logprobs",
-        )
-    }
+    names = (*_INTEGERS, *_BOOLS, *_FLOATS)
+    columns: dict[str, list[float]] = {name: [] for name in names}
     cu_seqlens = [0]
     for i in indices:
         sample = samples[i]
@@ -228,18 +221,12 @@ def build_microbatch(
         for values in columns.values():
             values += [0] * alignment
         cu_seqlens.append(alignment)
-    integers = {
-        name: torch.tensor(columns.pop(name)) for name in ("tokens", "labels", "position_ids")
-    }
     return Microbatch(
-        **{name: values.to(torch.int64) for name, values in integers.items()},
+        **{name: torch.tensor(columns[name], dtype=torch.int64) for name in _INTEGERS},
+        **{name: torch.tensor(columns[name], dtype=torch.float32) for name in _FLOATS},
+        **{name: torch.tensor(columns[name], dtype=torch.bool) for name in _BOOLS},
         cu_seqlens=torch.tensor(cu_seqlens, dtype=torch.int32),
         max_seqlen=max(end - start for start, end in itertools.pairwise(cu_seqlens)),
-        **{
-            name: torch.tensor(columns.pop(name), dtype=torch.bool)
-            for name in ("loss_mask", "is_token")
-        },
-        **{name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()},
         sample_index=tuple(indices),
     )
 
@@ -327,6 +314,22 @@ def build_global_batch(
     return GlobalBatch(minibatches=tuple(minibatches))
 
 
+def sample_weights(batch: GlobalBatch) -> dict[int, float]:
+    """How much each of this rank's samples weighs in the gradient, before the policy has a say.
+
+    sum_t |advantage * loss_weight_it| / denominator, by index among the samples of the step. What
+    is not in the batch, because its gradient is 0, is not in the answer.
+    """
+    weights = {}
+    for minibatch in batch.minibatches:
+        for microbatch in minibatch.microbatches:
+            products = (microbatch.advantages * microbatch.loss_weights).abs().double()
+            lengths = microbatch.cu_seqlens.diff().tolist()
+            for i, tokens in zip(microbatch.sample_index, products.split(lengths), strict=False):
+                weights[i] = tokens.sum().item() / minibatch.denominator
+    return weights
+
+
 def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
     """The same batch with other advantages, [N] over all samples of the step."""
     minibatches = []
@@ -334,11 +337,9 @@ def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
         microbatches = []
         for microbatch in minibatch.microbatches:
             per_token = torch.zeros_like(microbatch.advantages)
-            bounds = microbatch.cu_seqlens.tolist()
-            for i, (start, end) in zip(
-                microbatch.sample_index, itertools.pairwise(bounds), strict=False
-            ):
-                per_token[start:end] = advantages[i]
+            parts = per_token.split(microbatch.cu_seqlens.diff().tolist())
+            for i, part in zip(microbatch.sample_index, parts, strict=False):
+                part.fill_(advantages[i])
             microbatches.append(replace(microbatch, advantages=per_token))
         minibatches.append(replace(minibatch, microbatches=tuple(microbatches)))
     return GlobalBatch(minibatches=tuple(minibatches))

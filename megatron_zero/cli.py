@@ -5,8 +5,8 @@ without importing torch: the settings, the layout against the model's sizes and 
 processes, and a run directory that would be written over. Then this process becomes torchrun, on
 the resolved `config.yaml` of the run directory, which is the run's exact and repeatable command.
 
-Under torchrun already (a launcher script, Slurm), the command runs in this process, as `doctor`
-always does, and `eval` until it has checked its own options.
+Under torchrun already (a launcher script, Slurm), the command runs in this process, as `analyze`
+and `doctor` always do, and `eval` until it has checked its own options.
 """
 
 import difflib
@@ -32,6 +32,7 @@ from megatron_zero.observability.run_dir import RunDir, create_run_dir
 VERBS = {
     **COMMANDS,
     "eval": "a model on benchmarks: accuracy, pass@k, intervals; or two results compared",
+    "analyze": "what responses say, and the biases of a run: tables, figures, JSON",
     "doctor": "what is installed, what would run underneath, and what is wrong",
 }
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             near = difflib.get_close_matches(command, VERBS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"{command}: no such command; {hint}commands: {', '.join(VERBS)}")
-        if command in ("doctor", "eval"):
+        if command in ("analyze", "doctor", "eval"):
             return importlib.import_module(f"megatron_zero.{command}").main(rest)
         if not is_launched():
             _launch(command, parse_args(command, rest, launcher=True))

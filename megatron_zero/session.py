@@ -12,6 +12,8 @@ from statistics import fmean
 import torch
 
 from megatron_zero import build, evaluate
+from megatron_zero.analysis.rollout_stats import weight_metrics
+from megatron_zero.batching import sample_weights
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
 from megatron_zero.data.templates import stop_strings
@@ -26,9 +28,9 @@ from megatron_zero.observability.summary import print_summary
 from megatron_zero.observability.timers import Timers
 from megatron_zero.policy import checkpoint
 from megatron_zero.rollout.engine import SamplingSettings
-from megatron_zero.rollout.sampler import Sampler
+from megatron_zero.rollout.sampler import Sampler, merged
 from megatron_zero.rollout.vllm_engine import VllmEngine
-from megatron_zero.types import Graded, Prompt, RolloutGroup
+from megatron_zero.types import GlobalBatch, Graded, Prompt, RolloutGroup
 from megatron_zero.weight_sync.colocated import ColocatedWeightSync
 
 logger = logging.getLogger(__name__)
@@ -165,6 +167,14 @@ class Session:
             "data/epoch": self.prompts.epoch,
         }
         self._sinks.log(done, {**metrics, **times, **throughput})
+
+    def weight_metrics(
+        self, batch: GlobalBatch, groups: Sequence[RolloutGroup], graded: Sequence[Sequence[Graded]]
+    ) -> dict[str, float]:
+        """Where the step's gradient comes from, over the batches of all ranks; collective."""
+        weights = merged(sample_weights(batch), self.topology.host_group)
+        limit = self.config.rollout.max_response_tokens
+        return weight_metrics(groups, graded, weights, max_response_tokens=limit)
 
     def evaluate(self, done: int) -> None:
         """Accuracy of the present policy on the held-out prompts; nothing without data sets."""

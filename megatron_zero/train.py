@@ -83,7 +83,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
 
             done = step + 1
             drawn = {"reward/shaped_mean": rewards.mean().item()} | rounds.metrics()
-            run.log(done, rollout_metrics(groups, graded) | drawn | mean_metrics(updates))
+            biases = rollout_metrics(groups, graded) | run.weight_metrics(batch, groups, graded)
+            run.log(done, biases | drawn | mean_metrics(updates))
             run.save_rollouts(done, groups, graded, advantages)
             if run.is_due(done, config.evaluation.every_num_steps):
                 run.evaluate(done)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_zero.analysis.rollout_stats import weight_metrics
 from megatron_zero.observability.rollouts import read_rollouts
 from megatron_zero.observability.sinks import read_metrics
 from tests.launch import REPOSITORY, run, torchrun
@@ -86,6 +87,13 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
     rollouts = read_rollouts(directory / "rollouts" / "step_000002.jsonl.zst")
     assert len(rollouts) == 8 and all(len(r.group.responses) == 8 for r in rollouts)
     assert all(r.policy_version == 1 for record in rollouts for r in record.group.responses)
+    # two optimizer steps on two ranks weigh what the rollouts say that they should
+    advantages = torch.tensor([r.advantages for r in rollouts])
+    lengths = torch.tensor([[len(x.token_ids) for x in r.group.responses] for r in rollouts])
+    shares = dict(enumerate((advantages.abs() * lengths).flatten().tolist()))
+    groups, graded = [r.group for r in rollouts], [r.graded for r in rollouts]
+    weights = weight_metrics(groups, graded, shares, max_response_tokens=96)
+    assert {name: records[2][name] for name in weights} == pytest.approx(weights, abs=1e-6)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
     (held_out,) = (mode["arithmetic_heldout"] for mode in evaluation["results"].values())
     assert len(held_out["problems"]) == 13  # pairs of 1..9 that are held out

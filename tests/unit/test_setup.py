@@ -52,7 +52,7 @@ def setup_arguments(monkeypatch):
 def test_the_lock_satisfies_setup_py(locked, make_venv, setup_arguments):
     extras = setup_arguments["extras_require"]
     wanted = [*setup_arguments["install_requires"], *extras["cpu"]]
-    wanted += [*extras["launch"], *extras["dev"]]
+    wanted += [*extras["launch"], *extras["analysis"], *extras["dev"]]
     versions = {**locked, "torch": make_venv.TORCH.split("==")[1]}
     for requirement in map(Requirement, wanted):
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)])

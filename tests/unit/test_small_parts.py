@@ -59,6 +59,7 @@ def test_rollout_metrics_by_hand() -> None:
         [right, graded(0.0)],
         [graded(0.0, outcome="timeout"), apply_truncation(right, True)],
     ]
+    assert "response/length_truncated" not in rollout_metrics(groups[:1], verdicts[:1])
     metrics = rollout_metrics(groups, verdicts)
     assert metrics["reward/mean"] == 0.25  # the truncated one is worth nothing
     assert metrics["reward/correct_frac"] == 0.5  # but was correct
@@ -66,6 +67,7 @@ def test_rollout_metrics_by_hand() -> None:
     assert metrics["response/length_mean"] == 5.5 and metrics["response/length_max"] == 10
     assert metrics["response/length_correct"] == 6 and metrics["response/length_wrong"] == 5
     assert metrics["response/truncated_frac"] == 0.25
+    assert metrics["response/length_truncated"] == 10
     assert metrics["outcome/timeout_frac"] == 0.25 and metrics["outcome/crash_frac"] == 0
 
 
