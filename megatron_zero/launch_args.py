@@ -123,6 +123,12 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
 
 
+def node_size() -> int:
+    """Of those, how many run on this machine, as torchrun says; all when nothing does."""
+    local = "LOCAL_WORLD_SIZE"
+    return int(os.environ[local]) if is_launched() and local in os.environ else world_size()
+
+
 def count_gpus() -> int:
     """NVIDIA GPUs that a process started here would see, without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:

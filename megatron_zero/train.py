@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from megatron_zero.config import MismatchConfig, RunConfig
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import parse_args, user_errors, world_size
+from megatron_zero.launch_args import node_size, parse_args, user_errors, world_size
 from megatron_zero.layout import check_layout
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args = parse_args("train", sys.argv[1:] if argv is None else argv)
         assert isinstance(args.config, RunConfig)
-        check_layout(args.config, read_hf_config(args.config.model), world_size())
+        check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
     train(args.config, resume=args.resume)
 
 
