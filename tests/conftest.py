@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="every layout of tests/invariance and math_smoke (without -n)",
     )
+    parser.addoption("--write-launched", action="store_true", help="write tests/unit/launched anew")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
