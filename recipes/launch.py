@@ -250,9 +250,8 @@ def submit(
             return 0
         # on one machine runs would share the accelerators
         experiment.run(sequential=local or (sequential and not slurm), detach=not local)
-        if not local:
-            return 0
-        return sum(job.state.name != "SUCCEEDED" for job in experiment.jobs)
+    # nemo-run waits for what it does not detach from when the experiment is left
+    return sum(job.state.name != "SUCCEEDED" for job in experiment.jobs) if local else 0
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -43,6 +43,7 @@ class Topology:
     cp_group: dist.ProcessGroup
     dp_cp_group: dist.ProcessGroup
     ep_group: dist.ProcessGroup
+    edp_group: dist.ProcessGroup  # ranks with the same experts
     etp_group: dist.ProcessGroup
     host_group: dist.ProcessGroup  # all ranks, for Python objects: gloo on every machine
 
@@ -123,6 +124,7 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
         cp_group=parallel_state.get_context_parallel_group(),
         dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
         ep_group=parallel_state.get_expert_model_parallel_group(),
+        edp_group=parallel_state.get_expert_data_parallel_group(),
         etp_group=parallel_state.get_expert_tensor_parallel_group(),
         host_group=dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD,
     )

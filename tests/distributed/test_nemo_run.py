@@ -40,7 +40,7 @@ def test_local_runs_quickstart_to_completion(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def launcher_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the extra `launch-only` and the project's own needs."""
+    """The interpreter of an environment with the extra `launch-only`."""
     arguments: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setuptools, "setup", lambda **kwargs: arguments.update(kwargs))
