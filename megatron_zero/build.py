@@ -21,6 +21,7 @@ from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.data.datasets import evaluation_data, load_rows
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.launch_args import progress
 from megatron_zero.losses import Objective
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
@@ -96,6 +97,7 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     Raises:
         ValueError: no such model or tokenizer, or the directory holds another run's results.
     """
+    progress("joining the other processes; model files")
     topology = initialize(config.parallel, seed=config.seed)
     watch_hosts(config.parallel.max_host_silence_s)
     run_dir = RunDir.of(config)

@@ -18,6 +18,7 @@ from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.evaluate import evaluate, evaluation_metrics, evaluation_record
 from megatron_zero.grading import Grader
+from megatron_zero.launch_args import progress
 from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
 from megatron_zero.observability.rollouts import write_rollouts
@@ -51,13 +52,16 @@ class Session:
         self._exit = ExitStack()
         self.timers = Timers()
         self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+        progress("prompts")
         self._evaluation_prompts = build.build_evaluation_prompts(config, hf_config, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)
         self.packing = build.packing(
             config.parallel, self.topology, config.batch.max_tokens_per_microbatch
         )
+        progress("rollout engine")
         self._build_engine()
+        progress("policy")
         self.policy = build.build_policy(
             config,
             hf_config,

@@ -110,10 +110,8 @@ def _exports(
             for owner in (range(len(names)) if alone else [None])
             if names[0] in exported
         ]
-    stages: list[list[_Export]] = [mine]
-    if topology.pp_size > 1:
-        stages = [[] for _ in range(topology.pp_size)]
-        dist.all_gather_object(stages, mine, group=topology.pp_group)
+    stages: list[list[_Export]] = [mine] * topology.pp_size
+    dist.all_gather_object(stages, mine, group=topology.pp_group)
     exports = [export for stage in stages for export in stage]
     found = [name for export in exports for name in export.names]
     missing = exported - set(found)
@@ -230,9 +228,8 @@ def _broadcast(
     if tensors:
         flat = torch.cat([tensor.reshape(-1) for _, tensor in tensors])
     else:
-        size = sum(math.prod(shape) for shape in shapes)
+        size = sum(map(math.prod, shapes))
         flat = torch.empty(size, dtype=bucket[0].dtype, device=topology.device)
-    source = dist.get_global_rank(topology.pp_group, bucket[0].stage)
-    dist.broadcast(flat, src=source, group=topology.pp_group)
+    dist.broadcast(flat, group_src=bucket[0].stage, group=topology.pp_group)
     pieces = flat.split([math.prod(shape) for shape in shapes])
     return [(n, p.view(s)) for n, p, s in zip(names, pieces, shapes, strict=True)]
