@@ -18,7 +18,6 @@ import yaml
 
 from megatron_zero import config_io
 from recipes import EXPERIMENTS
-from recipes.hardware import Hardware
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ROOT / "launchers"
@@ -168,8 +167,29 @@ def test_the_nemo_command_line_sets_parts_of_a_recipe(launch) -> None:
     assert fiddle.build(task.config) == config_io.resolve("quickstart_base", [], "pretrain")
 
 
-def test_hardware_counts_processes() -> None:
-    assert Hardware(nodes=4, gpus_per_node=8).num_processes == 32
+def test_the_nemo_command_finds_the_entry_point(tmp_path: Path) -> None:
+    """setup.py's entry point, without an installation: its metadata on the path."""
+    egg_info = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(egg_info, cwd=ROOT, check=True, capture_output=True)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment |= {"NEMORUN_HOME": str(tmp_path), "COLUMNS": "200"}
+    nemo = [
+        str(Path(sys.executable).parent / "nemo"),
+        "megatron_zero",
+        "train",
+        "--dryrun",
+        "--yes",
+    ]
+    shown = subprocess.run(
+        [*nemo, "config=qwen2_5_math_7b"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "path='Qwen/Qwen2.5-Math-7B'" in shown.stdout
 
 
 def test_the_client_asks_a_server() -> None:
