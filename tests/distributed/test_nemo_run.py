@@ -33,9 +33,13 @@ def test_local_runs_quickstart_to_completion(tmp_path: Path) -> None:
     records = read_metrics(tmp_path / "quickstart" / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2]
     assert (tmp_path / "quickstart" / "hf" / "step_000002" / "config.json").is_file()
-    # the same name again is refused by the run, which is a failure of the launch
-    output = run([*command, *words, *SETTINGS], timeout_s=200, expect_status=1)
-    assert "holds the results of a run" in output
+
+
+def test_a_local_run_that_fails_fails_the_launch(tmp_path: Path) -> None:
+    """`PYTHONHOME` keeps any Python from starting: the quickest failure there is."""
+    command = [sys.executable, "-m", "recipes.launch", "math_smoke", "--executor", "local"]
+    words = ["--nproc", "1", "--output", str(tmp_path), "--env", "PYTHONHOME=/nowhere"]
+    assert "FAILED" in run([*command, *words], timeout_s=100, expect_status=1)
 
 
 @pytest.fixture(scope="module")
