@@ -68,7 +68,7 @@ def test_a_silent_host_is_named_and_ends_the_process(store) -> None:
 
 @pytest.mark.processes
 def test_a_host_that_is_done_is_not_lost(store) -> None:
-    process = host(store, life_s=SILENCE_S + 3)
+    process = host(store, life_s=SILENCE_S + 6)
     beat(store, process, 1)
     store.set("hosts/0/1", "done")
     output = process.communicate(timeout=30)[0]
