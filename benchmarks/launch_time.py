@@ -30,7 +30,8 @@ CLI = [sys.executable, "-m", "megatron_zero.cli"]
 PHASES = {
     "check the settings": "",
     "torchrun, first imports": "train: ",
-    "import torch and Megatron-Core": "importing torch",
+    "import torch": "importing torch",
+    "import Megatron-Core, transformers": "importing Megatron-Core",
     "join, model files": "joining the other processes",
     "prompts": "] prompts ...",
     "start vLLM": "] rollout engine ...",

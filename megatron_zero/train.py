@@ -27,6 +27,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         FloatingPointError: a gradient is not finite.
     """
     from megatron_zero.advantages import advantage_function, training_rewards
+
+    progress("importing Megatron-Core and transformers")
     from megatron_zero.analysis.rollout_stats import rollout_metrics
     from megatron_zero.batching import build_global_batch, build_samples, set_advantages
     from megatron_zero.rollout_rounds import RolloutRounds
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = parse_args("train", sys.argv[1:] if argv is None else argv)
         assert isinstance(args.config, RunConfig)
         check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
-    progress("importing torch and Megatron-Core")
+    progress("importing torch")
     train(args.config, resume=args.resume)
 
 
