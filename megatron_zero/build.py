@@ -22,9 +22,11 @@ from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.launch_args import progress
 from megatron_zero.losses import Objective
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
+from megatron_zero.observability.watchdog import watch_hosts
 from megatron_zero.policy.converted import is_megatron_checkpoint
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
@@ -73,7 +75,9 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     Raises:
         ValueError: no such model or tokenizer, or the directory holds another run's results.
     """
+    progress("joining the other processes; model files")
     topology = initialize(config.parallel, seed=config.seed)
+    watch_hosts(config.parallel.max_host_silence_s)
     run_dir = RunDir.of(config)
     tokenizer = load_tokenizer(config.model)
     hf_config = complete_hf_config(config.model, tokenizer)

@@ -94,9 +94,11 @@ class ParallelConfig:
     sequence_parallel: bool = False
     use_distributed_optimizer: bool = True
     recompute: str = "none"  # none, selective (core attention) or full
+    max_host_silence_s: float = 60.0  # of several hosts, one not heard of for so long is lost
 
     def __post_init__(self) -> None:
         at_least(self, "parallel", 1, *(n for n in self.__slots__ if n.endswith("_size")))
+        at_least(self, "parallel", 5, "max_host_silence_s")
         one_of(self, "parallel", "recompute", ["none", "selective", "full"])
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             fail("parallel.sequence_parallel", True, "needs tensor_model_parallel_size above 1")

@@ -12,6 +12,7 @@ mistake is reported in less time than importing torch takes.
 import argparse
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ COMMANDS = {
     "train": "reinforcement learning: rollouts, rewards, policy updates",
     "pretrain": "next-token training on documents: domain pretraining, or a small base model",
 }
+
+_START = time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +135,17 @@ def become_torchrun(module: str, arguments: Sequence[str], nproc: int) -> None:
     # what is after -- is not torchrun's, who would take --n for an abbreviation
     command += [f"--nproc-per-node={nproc}", "-m", "--", module, *arguments]
     os.execve(command[0], command, environment)
+
+
+def node_size() -> int:
+    """Of those, how many run on this machine, as torchrun says; all when nothing does."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
+def progress(phase: str) -> None:
+    """On the first rank, a line before what may take long, with the seconds since its start."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"[{time.monotonic() - _START:5.1f} s] {phase} ...", flush=True)
 
 
 def count_gpus() -> int:

@@ -3,7 +3,7 @@
 Called by the launcher and again by every rank, before any process group exists.
 """
 
-from typing import Any
+from typing import Any, Optional
 
 from megatron_zero.checks import divides, fail
 from megatron_zero.config import ParallelConfig, RunConfig
@@ -21,13 +21,16 @@ def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
     return world_size // size
 
 
-def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> None:
+def check_layout(
+    config: Any, hf_config: "dict[str, Any]", world_size: int, node_size: "Optional[int]" = None
+) -> None:
     """Refuse a layout that cannot run: called before any process group exists.
 
     Args:
         config: a `RunConfig` or `PretrainConfig`.
         hf_config: the model's `config.json`.
         world_size: number of processes of the job.
+        node_size: of those, how many a node has; None: all of them.
 
     Raises:
         ValueError: with the setting's path, its value and what would be valid.
@@ -48,7 +51,7 @@ def check_layout(config: Any, hf_config: "dict[str, Any]", world_size: int) -> N
     divides(path, pp_size * vp_size, hf_config["num_hidden_layers"], "the model's layers")
     _check_experts(parallel, num_experts(hf_config), world_size)
     if isinstance(config, RunConfig):
-        _check_rollout_layout(config, hf_config, world_size, dp_size)
+        _check_rollout_layout(config, hf_config, world_size, node_size or world_size, dp_size)
     else:
         sequences = config.documents.sequences_per_step
         _multiple_of_dp("documents.sequences_per_step", sequences, dp_size)
@@ -82,13 +85,13 @@ def _multiple_of_dp(path: str, value: int, dp_size: int) -> None:
 
 
 def _check_rollout_layout(
-    config: RunConfig, hf_config: "dict[str, Any]", world_size: int, dp_size: int
+    config: RunConfig, hf_config: "dict[str, Any]", world_size: int, node_size: int, dp_size: int
 ) -> None:
-    path, engine_tp = (
-        "rollout.tensor_model_parallel_size",
-        config.rollout.tensor_model_parallel_size,
-    )
+    path = "rollout.tensor_model_parallel_size"
+    engine_tp = config.rollout.tensor_model_parallel_size
     divides(path, engine_tp, world_size, "the number of processes")
+    # An engine's ranks follow one another: it exchanges every layer's output of every token.
+    divides(path, engine_tp, node_size, "the processes of a node, which an engine must not leave")
     divides(path, engine_tp, hf_config["num_attention_heads"], "the model's attention heads")
     _multiple_of_dp("batch.global_batch_size", config.batch.global_batch_size, dp_size)
     if config.loss.balance_coef and not num_experts(hf_config):

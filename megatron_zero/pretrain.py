@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from megatron_zero.config import PretrainConfig
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import parse_args, user_errors, world_size
+from megatron_zero.launch_args import parse_args, progress, user_errors, world_size
 from megatron_zero.layout import check_layout
 
 MIB = 1024**2
@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = parse_args("pretrain", sys.argv[1:] if argv is None else argv)
         assert isinstance(args.config, PretrainConfig)
         check_layout(args.config, read_hf_config(args.config.model), world_size())
+    progress("importing torch and Megatron-Core")
     pretrain(args.config, resume=args.resume)
 
 

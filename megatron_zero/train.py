@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from megatron_zero.config import MismatchConfig, RunConfig
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import parse_args, user_errors, world_size
+from megatron_zero.launch_args import node_size, parse_args, progress, user_errors, world_size
 from megatron_zero.layout import check_layout
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         FloatingPointError: a gradient is not finite.
     """
     from megatron_zero.advantages import advantage_function, training_rewards
+
+    progress("importing Megatron-Core and transformers")
     from megatron_zero.analysis.rollout_stats import rollout_metrics
     from megatron_zero.batching import build_global_batch, build_samples, set_advantages
     from megatron_zero.rollout_rounds import RolloutRounds
@@ -35,6 +37,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     advantages_of = advantage_function(config.advantage)
     with Session(config, resume=resume) as run:
         policy, weight_sync, timers = run.policy, run.weight_sync, run.timers
+        progress("the engine's first weights, evaluation, first step")
         # the engine always starts on our weights
         weight_sync.push(run.hf_weights(), version=run.start_step)
         run.evaluate(run.start_step)
@@ -114,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args = parse_args("train", sys.argv[1:] if argv is None else argv)
         assert isinstance(args.config, RunConfig)
-        check_layout(args.config, read_hf_config(args.config.model), world_size())
+        check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
+    progress("importing torch")
     train(args.config, resume=args.resume)
 
 

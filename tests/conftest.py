@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-layouts", action="store_true", help="every layout of tests/invariance (without -n)"
     )
+    parser.addoption("--write-launched", action="store_true", help="write tests/unit/launched anew")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

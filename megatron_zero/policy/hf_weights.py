@@ -5,8 +5,10 @@ at a time: the stage that owns a bucket gathers its tensor-parallel shards, turn
 tensors, and the other stages receive those.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 import torch.distributed as dist
@@ -30,85 +32,91 @@ def named_tensors(
 def load(
     chunks: Sequence[PolicyModel], mapping: Mapping, source: TensorSource, topology: Topology
 ) -> None:
-    """Fill this rank's stage, reading only its own shards.
+    """Fill this rank's stage, reading only its own shards, and of those a replica's share.
+
+    Replicas read in turn, parameter by parameter, and then give one another what they read: more of
+    them do not read more from the storage, and each waits for less of it.
 
     Raises:
         ValueError: from the mapping, naming the tensor.
     """
     mapping.check_source(source)
+    read: list[tuple[torch.Tensor, int, dist.ProcessGroup]] = []
     with torch.no_grad():
-        for names, param in named_tensors(chunks, topology):
+        for i, (names, param) in enumerate(named_tensors(chunks, topology)):
             own = names[topology.ep_rank if len(names) > 1 else 0]
-            group = _shards(own, tuple(param.shape), mapping, topology)
-            shard = mapping.to_megatron_shard(own, source, group.rank, group.size)
-            assert shard.shape == param.shape, f"{own}: {shard.shape} for {param.shape}"
-            param.copy_(shard)
+            replicas = topology.edp_group if EXPERT.search(own) else topology.dp_cp_group
+            reader = i % replicas.size()
+            if replicas.rank() == reader:
+                rank, size = _place(own, tuple(param.shape), mapping, topology)
+                shard = mapping.to_megatron_shard(own, source, rank, size)
+                assert shard.shape == param.shape, f"{own}: {shard.shape} for {param.shape}"
+                param.copy_(shard)
+            read.append((param.detach(), reader, replicas))
+        for tensor, reader, replicas in read:
+            dist.broadcast(tensor, group_src=reader, group=replicas)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Shards:
-    """Over which ranks a parameter is split."""
-
-    rank: int
-    size: int
-    group: dist.ProcessGroup
-
-
-def _shards(name: str, shape: tuple[int, ...], mapping: Mapping, topology: Topology) -> _Shards:
-    """TP's ranks, or the experts' own; one rank where a layer keeps the whole parameter."""
-    if EXPERT.search(name):
-        rank, size, group = topology.etp_rank, topology.etp_size, topology.etp_group
-    else:
-        rank, size, group = topology.tp_rank, topology.tp_size, topology.tp_group
+def _place(
+    name: str, shape: tuple[int, ...], mapping: Mapping, topology: Topology
+) -> tuple[int, int]:
+    """Which of how many shards: TP's, or the experts' own; the only one of a whole parameter."""
     # TE's latent attention does not split its down projections; Megatron's own layers do.
     if shape == mapping.full_shape(name):
-        rank, size = 0, 1
-    return _Shards(rank=rank, size=size, group=group)
+        return 0, 1
+    if EXPERT.search(name):
+        return topology.etp_rank, topology.etp_size
+    return topology.tp_rank, topology.tp_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Export:
-    """One parameter of a stage: its name on each expert-parallel rank, and its size."""
+    """One parameter of a stage, and its size.
 
-    names: tuple[str, ...]
+    Of an expert `all_names` are the names on each expert-parallel rank, one expert of each; they
+    travel together, or where that were more than a bucket those of `owner` alone.
+    """
+
+    all_names: tuple[str, ...]
+    owner: Optional[int]
     is_expert: bool
     stage: int
     num_bytes: int  # of the full tensors, all names together
     dtype: torch.dtype
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.all_names if self.owner is None else (self.all_names[self.owner],)
+
 
 def _exports(
-    own: dict[tuple[str, ...], torch.Tensor], mapping: Mapping, topology: Topology
+    own: dict[tuple[str, ...], torch.Tensor], mapping: Mapping, topology: Topology, max_bytes: int
 ) -> list[_Export]:
     """Every exported parameter, stage by stage; the same list on every rank."""
     exported = set(mapping.megatron_names())
-    mine = [
-        _Export(
-            names=names,
-            is_expert=EXPERT.search(names[0]) is not None,
-            stage=topology.pp_rank,
-            num_bytes=tensor.element_size() * _numel(mapping.full_shape(names[0])) * len(names),
-            dtype=tensor.dtype,
-        )
-        for names, tensor in own.items()
-        if names[0] in exported
-    ]
-    stages: list[list[_Export]] = [mine]
-    if topology.pp_size > 1:
-        stages = [[] for _ in range(topology.pp_size)]
-        dist.all_gather_object(stages, mine, group=topology.pp_group)
+    mine = []
+    for names, tensor in own.items():
+        size = tensor.element_size() * math.prod(mapping.full_shape(names[0]))
+        alone = len(names) > 1 and size * len(names) > max_bytes
+        mine += [
+            _Export(
+                all_names=names,
+                owner=owner,
+                is_expert=EXPERT.search(names[0]) is not None,
+                stage=topology.pp_rank,
+                num_bytes=size if alone else size * len(names),
+                dtype=tensor.dtype,
+            )
+            for owner in (range(len(names)) if alone else [None])
+            if names[0] in exported
+        ]
+    stages: list[list[_Export]] = [mine] * topology.pp_size
+    dist.all_gather_object(stages, mine, group=topology.pp_group)
     exports = [export for stage in stages for export in stage]
     found = [name for export in exports for name in export.names]
     missing = exported - set(found)
     assert not missing and len(exported) == len(found), f"no stage owns {sorted(missing)}"
     return exports
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _buckets(exports: list[_Export], bucket_bytes: int) -> Iterator[list[_Export]]:
@@ -128,7 +136,7 @@ def _buckets(exports: list[_Export], bucket_bytes: int) -> Iterator[list[_Export
 
 def _together(a: _Export, b: _Export) -> bool:
     """Whether two parameters can travel in one message."""
-    return (a.stage, a.is_expert, a.dtype) == (b.stage, b.is_expert, b.dtype)
+    return (a.stage, a.is_expert, a.dtype, a.owner) == (b.stage, b.is_expert, b.dtype, b.owner)
 
 
 def _gather(
@@ -151,16 +159,24 @@ def _whole(
     bucket: list[_Export], own: list[torch.Tensor], mapping: Mapping, topology: Topology
 ) -> dict[str, torch.Tensor]:
     """The bucket's full Megatron parameters by name: shards joined, experts of all ranks there."""
-    size, group = topology.tp_size, topology.tp_group
+    size, group, owner = topology.tp_size, topology.tp_group, bucket[0].owner
+    shapes = [mapping.full_shape(entry.names[0]) for entry in bucket]
     if bucket[0].is_expert:
         size, group = topology.etp_size, topology.etp_group
+    if owner in (None, topology.ep_rank):
+        gathered = _gather(own, size, group)
+    else:
+        gathered = [(own[0].new_empty(shape),) for shape in shapes]
     joined = [
-        parts[0]
-        if tuple(tensor.shape) == mapping.full_shape(entry.names[0])
-        else mapping.merge_shards(entry.names[0], parts)
-        for entry, tensor, parts in zip(bucket, own, _gather(own, size, group), strict=True)
+        parts[0] if parts[0].shape == shape else mapping.merge_shards(entry.names[0], parts)
+        for entry, shape, parts in zip(bucket, shapes, gathered, strict=True)
     ]
-    everywhere = _gather(joined, len(bucket[0].names), topology.ep_group)
+    everywhere = [(tensor,) for tensor in joined]
+    if owner is None:
+        everywhere = _gather(joined, len(bucket[0].names), topology.ep_group)
+    else:
+        for tensor in joined:
+            dist.broadcast(tensor, group_src=owner, group=topology.ep_group)
     full: dict[str, torch.Tensor] = {}
     for entry, tensors in zip(bucket, everywhere, strict=True):
         full |= zip(entry.names, tensors, strict=True)
@@ -188,10 +204,10 @@ def export(
         tuple(map(mapping.canonical_name, names)): value(tensor)
         for names, tensor in named_tensors(chunks, topology)
     }
-    for bucket in _buckets(_exports(own, mapping, topology), bucket_bytes):
+    for bucket in _buckets(_exports(own, mapping, topology, bucket_bytes), bucket_bytes):
         tensors: list[tuple[str, torch.Tensor]] = []
         if bucket[0].stage == topology.pp_rank:
-            mine = [own[entry.names] for entry in bucket]
+            mine = [own[entry.all_names] for entry in bucket]
             for name, full in _whole(bucket, mine, mapping, topology).items():
                 tensors += mapping.to_hf(name, full)
         if topology.pp_size > 1:
@@ -212,9 +228,8 @@ def _broadcast(
     if tensors:
         flat = torch.cat([tensor.reshape(-1) for _, tensor in tensors])
     else:
-        size = sum(_numel(shape) for shape in shapes)
+        size = sum(map(math.prod, shapes))
         flat = torch.empty(size, dtype=bucket[0].dtype, device=topology.device)
-    source = dist.get_global_rank(topology.pp_group, bucket[0].stage)
-    dist.broadcast(flat, src=source, group=topology.pp_group)
-    pieces = flat.split([_numel(shape) for shape in shapes])
+    dist.broadcast(flat, group_src=bucket[0].stage, group=topology.pp_group)
+    pieces = flat.split([math.prod(shape) for shape in shapes])
     return [(n, p.view(s)) for n, p, s in zip(names, pieces, shapes, strict=True)]

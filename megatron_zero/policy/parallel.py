@@ -6,6 +6,7 @@ The only reader of `megatron.core.parallel_state`: everything else is handed the
 import datetime
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,7 @@ class Topology:
     cp_group: dist.ProcessGroup
     dp_cp_group: dist.ProcessGroup
     ep_group: dist.ProcessGroup
+    edp_group: dist.ProcessGroup  # ranks with the same experts
     etp_group: dist.ProcessGroup
     host_group: dist.ProcessGroup  # all ranks, for Python objects: gloo on every machine
 
@@ -54,10 +56,10 @@ class Topology:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
-    @property
-    def last_stage_rank(self) -> int:
-        """Global rank of the last stage in this rank's pipeline."""
-        return dist.get_global_rank(self.pp_group, self.pp_size - 1)
+
+# Ours -> Megatron's names of sizes, ranks and groups, less "_parallel".
+_GROUPS = {"tp": "tensor_model", "pp": "pipeline_model", "cp": "context", "ep": "expert_model"}
+_GROUPS["etp"] = "expert_tensor"
 
 
 def _leave_groups() -> None:
@@ -85,44 +87,29 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # An hour: a rank may wait that long for another one's rollouts or checkpoint.
-        dist.init_process_group(
-            "nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=60)
-        )
+        # A rank may wait that long for another one's rollouts or checkpoint.
+        an_hour = datetime.timedelta(hours=1)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=an_hour)
     if parallel_state.model_parallel_is_initialized():
         _leave_groups()
     vp_size = parallel.virtual_pipeline_model_parallel_size
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=vp_size if vp_size > 1 else None,
-        context_parallel_size=parallel.context_parallel_size,
-        expert_model_parallel_size=parallel.expert_model_parallel_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-    )
+    names = [f"{name}_parallel_size" for name in _GROUPS.values()]
+    sizes = {name: getattr(parallel, name) for name in names}
+    sizes["virtual_pipeline_model_parallel_size"] = vp_size if vp_size > 1 else None
+    parallel_state.initialize_model_parallel(**sizes)
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    places: dict[str, Any] = {}
+    for short, name in {**_GROUPS, "dp": "data"}.items():
+        places[f"{short}_size"] = getattr(parallel_state, f"get_{name}_parallel_world_size")()
+        places[f"{short}_rank"] = getattr(parallel_state, f"get_{name}_parallel_rank")()
+    for short, name in {**_GROUPS, "edp": "expert_data"}.items():
+        places[f"{short}_group"] = getattr(parallel_state, f"get_{name}_parallel_group")()
     return Topology(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         device=device,
-        tp_size=parallel_state.get_tensor_model_parallel_world_size(),
-        tp_rank=parallel_state.get_tensor_model_parallel_rank(),
-        pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
-        pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
         vp_size=vp_size,
-        cp_size=parallel_state.get_context_parallel_world_size(),
-        cp_rank=parallel_state.get_context_parallel_rank(),
-        dp_size=parallel_state.get_data_parallel_world_size(),
-        dp_rank=parallel_state.get_data_parallel_rank(),
-        ep_size=parallel_state.get_expert_model_parallel_world_size(),
-        ep_rank=parallel_state.get_expert_model_parallel_rank(),
-        etp_size=parallel_state.get_expert_tensor_parallel_world_size(),
-        etp_rank=parallel_state.get_expert_tensor_parallel_rank(),
-        tp_group=parallel_state.get_tensor_model_parallel_group(),
-        pp_group=parallel_state.get_pipeline_model_parallel_group(),
-        cp_group=parallel_state.get_context_parallel_group(),
         dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
-        ep_group=parallel_state.get_expert_model_parallel_group(),
-        etp_group=parallel_state.get_expert_tensor_parallel_group(),
         host_group=dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD,
+        **places,
     )

@@ -146,9 +146,8 @@ class Policy:
         dist.all_reduce(on_device, group=self.topology.dp_cp_group)
         on_device /= self.topology.cp_size  # whose ranks all hold whole responses
         if self.topology.pp_size > 1:
-            dist.broadcast(
-                on_device, src=self.topology.last_stage_rank, group=self.topology.pp_group
-            )
+            last = self.topology.pp_size - 1
+            dist.broadcast(on_device, group_src=last, group=self.topology.pp_group)
         return on_device.float().cpu()
 
     def _to_device(self, microbatches: Sequence[Microbatch]) -> list[Microbatch]:
@@ -215,9 +214,8 @@ class Policy:
                 values |= zip(max_names, maxima.tolist(), strict=True)
             box = [values]
         if self.topology.pp_size > 1:
-            dist.broadcast_object_list(
-                box, src=self.topology.last_stage_rank, group=self.topology.pp_group
-            )
+            last = self.topology.pp_size - 1
+            dist.broadcast_object_list(box, group_src=last, group=self.topology.pp_group)
         return _means(box[0])
 
     def optimizer_step(self) -> StepMetrics:

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from dict_source import DictSource
 
 from megatron_zero.convert.families import FAMILIES, mapping_for
 from megatron_zero.convert.fp8 import DequantizedSource
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
-from megatron_zero.convert.sources import DictSource
 from tests import families
 
 CONFIGS = {name: families.config_of(name) for name in families.FAMILIES} | {

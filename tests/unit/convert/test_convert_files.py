@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from convert_reference import hf_tensors, qwen2_config
+from dict_source import DictSource
 from safetensors.torch import save_file
 
 from megatron_zero.convert.families import mapping_for
@@ -17,7 +18,6 @@ from megatron_zero.convert.safetensors_io import (
     SafetensorsSource,
     write_hf_checkpoint,
 )
-from megatron_zero.convert.sources import DictSource
 
 CONFIG = qwen2_config()
 

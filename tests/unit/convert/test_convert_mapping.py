@@ -3,13 +3,13 @@
 import pytest
 import torch
 from convert_reference import CountingSource, hf_tensors, qwen2_config, reference_shards
+from dict_source import DictSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.rules import Family, HfTensor, Rule
-from megatron_zero.convert.sources import DictSource
 
 PADDED = 56  # of 53: a multiple of 4 with 3 rows of padding
 

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# One run on several nodes: start this on every node, with the same values and arguments.
+#
+#   NNODES=4 HEAD_NODE=node0 launchers/many_nodes.sh qwen3_30b_a3b data.data_dir=/data --resume
+#
+#   NNODES          nodes of the job
+#   HEAD_NODE       name or address of one of them, where the nodes meet; it must resolve on all
+#   NPROC_PER_NODE  processes of a node; one per GPU if unset
+#   RDZV_PORT       port on the head node (29500)
+#   JOB_ID          any word, the same on all nodes, another for every job on the same port
+#   NODE_ADDRESS    this node's address, where its own name does not resolve to one that others reach
+#   MAX_RESTARTS    times that all processes are started again after a failure (0: the job ends). With
+#                   `--resume` among the arguments each start goes on from the last checkpoint
+#   LOG_DIR         stdout and stderr of every rank; the console has the first rank of each node
+#   COMMAND         train or pretrain
+#
+# The run directory (runs_dir) and the model must be on storage that all nodes share. A node that is
+# not heard of for parallel.max_host_silence_s ends the job, with its name.
+set -euo pipefail
+
+exec "${PYTHON:-python}" -m torch.distributed.run \
+  --nnodes "${NNODES:?}" \
+  --nproc-per-node "${NPROC_PER_NODE:-gpu}" \
+  --rdzv-backend c10d \
+  --rdzv-endpoint "${HEAD_NODE:?}:${RDZV_PORT:-29500}" \
+  --rdzv-id "${JOB_ID:-megatron_zero}" \
+  --rdzv-conf "join_timeout=${JOIN_TIMEOUT_S:-600},read_timeout=20" \
+  ${NODE_ADDRESS:+--local-addr="$NODE_ADDRESS"} \
+  --max-restarts "${MAX_RESTARTS:-0}" \
+  --log-dir "${LOG_DIR:-runs/logs}" --tee 3 --local-ranks-filter 0 \
+  -m "megatron_zero.${COMMAND:-train}" "$@"
