@@ -120,10 +120,6 @@ class CheckpointReader:
     def dtype(self, key: str) -> torch.dtype:
         return self._entry(key).properties.dtype
 
-    def read(self, place: Place) -> torch.Tensor:
-        """A parameter, whole; see `pieces`."""
-        return torch.cat(self.pieces(place))
-
     def pieces(self, place: Place) -> list[torch.Tensor]:
         """A parameter in pieces, one after the other along dim 0, mapped where chunks allow it.
 

@@ -17,9 +17,9 @@ from typing import Optional
 import torch
 
 from megatron_zero.convert.hf_config import HfConfig, rope_settings
-from megatron_zero.convert.kinds import KINDS, Kind, Shape, Split
 from megatron_zero.convert.rules import INDEX, Family, Rule
-from megatron_zero.convert.sources import TensorSource, take_rows
+from megatron_zero.convert.sources import TensorSource
+from megatron_zero.convert.tensors import KINDS, Kind, Ranges, Shape, take_rows
 
 EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
 
@@ -33,6 +33,7 @@ class _Parameter:
     tp_dim: Optional[int]
     hf_names: tuple[str, ...]
     hf_shapes: tuple[Shape, ...]
+    hf_rows: list[Ranges]  # of the full tensor, for each HF tensor
     full_shape: Shape
     exported: bool
     float32: bool
@@ -225,14 +226,19 @@ class Mapping:
         """
         assert 0 <= tp_rank < tp_size, f"tp_rank={tp_rank} of tp_size={tp_size}"
         parameter = self._parameter(megatron_name)
-        expected = self._shard_shape(parameter, tp_size)
-        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
-            _check_shape(f"HF tensor {name}", source.shape(name), shape)
-        replicated = parameter.tp_dim is None
-        split = Split(None, 0, 1) if replicated else Split(parameter.tp_dim, tp_rank, tp_size)
-        shard = parameter.kind.read_shard(source, parameter.hf_names, split, self.dims)
-        _check_shape(f"Megatron shard {megatron_name}", tuple(shard.shape), expected)
-        return shard
+        shape = self._shard_shape(parameter, tp_size)
+        if parameter.tp_dim is None or tp_size == 1:
+            pieces = self.to_megatron_rows(megatron_name, source)
+        elif parameter.tp_dim == 0:
+            blocks, rows = parameter.kind.num_blocks, shape[0] // parameter.kind.num_blocks
+            starts = [(block * tp_size + tp_rank) * rows for block in range(blocks)]
+            pieces = [p for at in starts for p in _read_rows(parameter, source, at, at + rows)]
+        else:
+            (name,), columns = parameter.hf_names, shape[1]
+            _check_shape(f"HF tensor {name}", source.shape(name), parameter.full_shape)
+            part = slice(tp_rank * columns, (tp_rank + 1) * columns)
+            pieces = [source.read(name, slice(None), part)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def merge_shards(self, megatron_name: str, shards: Sequence[torch.Tensor]) -> torch.Tensor:
         """The full parameter from the shards of all tensor-parallel ranks.
@@ -253,7 +259,8 @@ class Mapping:
             _check_shape(label, tuple(shard.shape), expected)
         if parameter.tp_dim is None or len(shards) == 1:
             return shards[0]
-        return parameter.kind.merge(shards, parameter.tp_dim)
+        blocks = (shard.chunk(parameter.kind.num_blocks, parameter.tp_dim) for shard in shards)
+        return torch.cat(list(itertools.chain(*zip(*blocks, strict=True))), parameter.tp_dim)
 
     def to_hf(self, megatron_name: str, full: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         """The HF tensors of a full Megatron parameter, with their names.
@@ -266,12 +273,8 @@ class Mapping:
         """
         parameter = self._parameter(megatron_name)
         _check_shape(f"Megatron {megatron_name}", tuple(full.shape), parameter.full_shape)
-        if not parameter.exported:
-            return []
-        tensors = parameter.kind.to_hf(full, self.dims)
-        named = dict(zip(parameter.hf_names, tensors, strict=True))
-        copies = [(c, named[name]) for name in named for c in self._copies.get(name, ())]
-        return [*named.items(), *copies]
+        tensors = self.to_hf_rows(megatron_name, [full]).items()
+        return [(name, p[0] if len(p) == 1 else torch.cat(p)) for name, p in tensors]
 
     def to_megatron_rows(self, megatron_name: str, source: TensorSource) -> list[torch.Tensor]:
         """The full parameter in pieces, one after the other along dim 0: views of what was read.
@@ -282,28 +285,16 @@ class Mapping:
             ValueError: if the name is unknown, or an HF tensor is missing or has a wrong shape.
         """
         parameter = self._parameter(megatron_name)
-        runs: list[tuple[int, torch.Tensor]] = []
-        all_rows = parameter.kind.rows(parameter.hf_shapes, self.dims)
-        for name, shape, rows in zip(
-            parameter.hf_names, parameter.hf_shapes, all_rows, strict=True
-        ):
-            _check_shape(f"HF tensor {name}", source.shape(name), shape)
-            pieces = source.read(name).split([end - start for start, end in rows])
-            runs += ((start, piece) for (start, _), piece in zip(rows, pieces, strict=True))
-        pieces = [piece for _, piece in sorted(runs, key=lambda run: run[0])]
-        missing = parameter.full_shape[0] - sum(map(len, pieces))  # the vocabulary's padding
-        padding = pieces[0].new_zeros(missing, *parameter.full_shape[1:])
-        return [*pieces, padding] if missing else pieces
+        return _read_rows(parameter, source, 0, parameter.full_shape[0])
 
     def to_hf_rows(
         self, megatron_name: str, pieces: Sequence[torch.Tensor]
     ) -> dict[str, list[torch.Tensor]]:
         """`to_hf` of a parameter in pieces: HF tensors in pieces, all along dim 0."""
         parameter = self._parameter(megatron_name)
-        all_rows = parameter.kind.rows(parameter.hf_shapes, self.dims)
         named = {
             name: [piece for start, end in rows for piece in take_rows(pieces, start, end)]
-            for name, rows in zip(parameter.hf_names, all_rows, strict=True)
+            for name, rows in zip(parameter.hf_names, parameter.hf_rows, strict=True)
         }
         copies = {c: named[name] for name in named for c in self._copies.get(name, ())}
         return named | copies if parameter.exported else {}
@@ -336,6 +327,7 @@ class Mapping:
             tp_dim=rule.tp_dim,
             hf_names=tuple(tensor.name.format(**index) for tensor in rule.hf),
             hf_shapes=shapes,
+            hf_rows=kind.ranges(shapes, self.dims),
             full_shape=kind.full_shape(shapes, self.dims),
             exported=rule.exported,
             float32=rule.float32,
@@ -373,6 +365,26 @@ class Mapping:
                 f"positions of dim {dim} do not divide by tensor-parallel size {tp_size}"
             )
         return (*full[:dim], full[dim] // tp_size, *full[dim + 1 :])
+
+
+def _read_rows(
+    parameter: _Parameter, source: TensorSource, begin: int, end: int
+) -> list[torch.Tensor]:
+    """Rows begin to end of a full parameter, in pieces: views of what was read, and no more is."""
+    pieces: dict[int, torch.Tensor] = {}  # by the row of the full parameter
+    rows = zip(parameter.hf_names, parameter.hf_shapes, parameter.hf_rows, strict=True)
+    for name, shape, ranges in rows:
+        _check_shape(f"HF tensor {name}", source.shape(name), shape)
+        skipped = sum(min(b, begin) - a for a, b in ranges if a < begin)
+        wanted = {max(a, begin): min(b, end) for a, b in ranges if a < end and b > begin}
+        sizes = [last - first for first, last in wanted.items()]
+        part = slice(skipped, skipped + sum(sizes))
+        tensor = source.read(name) if sum(sizes) == shape[0] else source.read(name, part)
+        pieces |= zip(wanted, tensor.split(sizes), strict=True)
+    missing = end - begin - sum(map(len, pieces.values()))  # the vocabulary's padding
+    if missing:
+        pieces[end] = tensor.new_zeros(missing, *shape[1:])
+    return [pieces[at] for at in sorted(pieces)]
 
 
 def _check_shape(label: str, shape: Shape, expected: Shape) -> None:

@@ -5,12 +5,10 @@ make any tensor without the ones before it, and sharding happens after, as for a
 """
 
 import hashlib
-from typing import Optional
 
 import torch
 
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.sources import take
 
 
 class RandomSource:
@@ -41,13 +39,7 @@ class RandomSource:
         self._mapping.hf_shape(name)  # refuses unknown names
         return self._dtype
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, *part: slice) -> torch.Tensor:
         shape, init = self._mapping.hf_shape(name), self._mapping.hf_init(name)
         if init == "zeros":
             tensor = torch.zeros(shape, dtype=self._dtype)
@@ -57,7 +49,7 @@ class RandomSource:
             generator = torch.Generator().manual_seed(_seed_of(self._seed, name))
             tensor = torch.empty(shape).normal_(0.0, self._std, generator=generator)
             tensor = tensor.to(self._dtype)
-        return take(tensor, dim, start, end)
+        return tensor[part]
 
 
 def _seed_of(seed: int, name: str) -> int:

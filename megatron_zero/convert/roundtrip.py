@@ -44,7 +44,7 @@ def _first_position(name: str, left: SafetensorsSource, right: SafetensorsSource
     shape = left.shape(name)
     rows = max(_BLOCK_ELEMENTS // max(torch.Size(shape[1:]).numel(), 1), 1)
     for start in range(0, shape[0] if shape else 1, rows):
-        part = (0, start, min(start + rows, shape[0])) if shape else (None, None, None)
+        part = (slice(start, start + rows),) if shape else ()
         ours, theirs = (source.read(name, *part) for source in (left, right))
         bits = _BITS[ours.element_size()]
         differs = ours.view(bits) != theirs.view(bits)

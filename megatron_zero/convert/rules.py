@@ -1,6 +1,6 @@
 """The vocabulary of a family's table: tensors, rules, and the config for which they hold.
 
-A `Rule` says which HF tensors make which Megatron parameter, how (`kinds`) and how the parameter
+A `Rule` says which HF tensors make which Megatron parameter, how (`tensors`) and how the parameter
 is split over tensor-parallel ranks. A `Family` is the rules of one HF `model_type`.
 """
 
@@ -18,7 +18,7 @@ from megatron_zero.convert.hf_config import (
     decoder_dims,
     rope_settings,
 )
-from megatron_zero.convert.kinds import KINDS
+from megatron_zero.convert.tensors import KINDS
 
 INITS = ("normal", "zeros", "ones")
 INDEX = re.compile(r"\{(\w+)\}")
@@ -51,7 +51,7 @@ class Rule:
 
     megatron: str
     hf: tuple[HfTensor, ...]
-    kind: str = "copy"  # a key of `kinds.KINDS`
+    kind: str = "copy"  # a key of `tensors.KINDS`
     tp_dim: Optional[int] = None  # None: every tensor-parallel rank holds all of it
     alias: Optional[str] = None
     layers: str = "all"  # a key of the family's `layer_sets`

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import save_file
@@ -109,26 +109,18 @@ class SafetensorsSource:
         first = {file: name for name, file in self._weight_map.items()}
         return {file: list(self._file(first[file]).tensors) for file in sorted(first)}
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, *part: slice) -> torch.Tensor:
         dtype, stored = self.dtype(name), self._stored(name)  # refuses what is no plain float
         shape, offset = list(stored.shape), stored.offset
-        if dim is None and self._mapped:
+        if not part and self._mapped:
             return mapped(self._file(name).path, offset, shape, dtype)
-        if dim == 0:
-            first, last, _ = slice(start, end).indices(shape[0])
+        if part:
+            first, last, _ = part[0].indices(shape[0])
             offset += first * math.prod(shape[1:]) * dtype.itemsize
             shape[0] = max(last - first, 0)
         tensor = torch.empty(shape, dtype=dtype)
         read_into(tensor, self._file(name).path, offset)
-        if dim is None or dim == 0:
-            return tensor
-        return tensor[(slice(None),) * dim + (slice(start, end),)].contiguous()
+        return tensor[(slice(None), *part[1:])].contiguous() if part[1:] else tensor
 
     def _read_index(self) -> dict[str, str]:
         path = self._directory / INDEX_NAME

@@ -1,15 +1,15 @@
 """Where tensors are read from: one protocol, so that files, memory and random weights look alike.
 
-`read` takes a range of one dim because a training rank wants only its shard: an implementation
-over files must not read the rest.
+`read` takes a range of rows or columns because a training rank wants only its shard: an
+implementation over files must not read the rest.
 """
 
 import math
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Protocol
 
 import torch
 
@@ -29,26 +29,9 @@ class TensorSource(Protocol):
         """The type that `read` returns, without reading the tensor."""
         ...
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
-        """The tensor, or with `dim` (0 or 1) only its positions start to end (excluded) of it."""
+    def read(self, name: str, *part: slice) -> torch.Tensor:
+        """`tensor[part]`: all of it, or only a range of its rows (or all rows, but columns)."""
         ...
-
-
-def take(
-    tensor: torch.Tensor, dim: Optional[int], start: Optional[int], end: Optional[int]
-) -> torch.Tensor:
-    """`tensor` limited to positions start to end (excluded) of `dim`; all of it without `dim`."""
-    if dim is None:
-        return tensor
-    first = 0 if start is None else start
-    last = tensor.shape[dim] if end is None else end
-    return tensor.narrow(dim, first, last - first)
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
@@ -93,44 +76,3 @@ def mapped(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) ->
         except ValueError as error:
             raise ValueError(f"{path} is damaged or not complete: it ends too early") from error
     return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset - first).view(*shape)
-
-
-def take_rows(pieces: Sequence[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:
-    """Rows start to end (excluded) of tensors that follow one another along dim 0: views."""
-    taken, at = [], 0
-    for piece in pieces:
-        first, last = max(start - at, 0), min(end - at, len(piece))
-        if first < last:
-            taken.append(piece[first:last])
-        at += len(piece)
-    return taken
-
-
-class DictSource:
-    """Tensors in memory, for instance a `state_dict()`."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self._tensors = dict(tensors)
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._get(name).shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._get(name).dtype
-
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
-        return take(self._get(name), dim, start, end)
-
-    def _get(self, name: str) -> torch.Tensor:
-        if name not in self._tensors:
-            raise ValueError(f"there is no tensor {name!r} among the {len(self._tensors)} given")
-        return self._tensors[name]

@@ -22,8 +22,9 @@ from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metad
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import CheckpointEntry, Mapping
 from megatron_zero.convert.safetensors_io import SafetensorsSource
-from megatron_zero.convert.sources import TensorSource, take_rows
+from megatron_zero.convert.sources import TensorSource
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
+from megatron_zero.convert.tensors import take_rows
 from megatron_zero.convert.verify import verify_conversion
 
 MAX_FILE_BYTES = 512 * 2**20  # a conversion that is continued loses at most one file

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from convert_reference import CountingSource, hf_tensors, qwen2_config, reference_shards
+from convert_reference import CountingSource, DictSource, hf_tensors, qwen2_config, reference_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.rules import Family, HfTensor, Rule
-from megatron_zero.convert.sources import DictSource
 
 PADDED = 56  # of 53: a multiple of 4 with 3 rows of padding
 
@@ -123,7 +122,9 @@ def test_a_rank_reads_only_its_part(tp_size: int) -> None:
                 start, end = (min(vocab, (rank + i) * PADDED // tp_size) for i in (0, 1))
                 expected = (end - start) * hidden
             elif any(f"{x}_proj" in name for x in "qkv"):
-                expected = tensor.numel() // min(tp_size, 2)  # whole groups, of which there are 2
+                heads, own = "qqkvqqkv", 8 // tp_size
+                share = heads[rank * own : (rank + 1) * own].count(name[name.index("_proj") - 1])
+                expected = tensor.numel() * share // heads.count(name[name.index("_proj") - 1])
             else:
                 expected = tensor.numel() // tp_size
             assert source.elements[name] == expected, (name, rank)

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from convert_reference import hf_tensors, qwen2_config
+from convert_reference import DictSource, hf_tensors, qwen2_config
 
 from megatron_zero.convert.families import family_for, mapping_for
 from megatron_zero.convert.hf_config import decoder_dims, rope_settings
-from megatron_zero.convert.sources import DictSource
 
 Q_BIAS = "model.layers.1.self_attn.q_proj.bias"
 QKV_BIAS = "decoder.layers.1.self_attention.linear_qkv.bias"
