@@ -11,15 +11,8 @@ from typing import NoReturn, Optional
 
 HfConfig = Mapping[str, object]
 Dims = dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigCheck:
-    """A field that must be missing or have one of `allowed`; lists are checked per element."""
-
-    field: str
-    allowed: tuple[object, ...]
-    reason: str
+# field -> values it may have where it is given (of lists: each element), and why
+Checks = dict[str, tuple[tuple[object, ...], str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,20 +33,17 @@ _SIZES += ("num_attention_heads",)
 _NO_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
-def check_fields(hf_config: HfConfig, checks: tuple[ConfigCheck, ...]) -> None:
+def check_fields(hf_config: HfConfig, checks: Checks) -> None:
     """Refuse a config with a field outside its allowed values.
 
     Raises:
         ValueError: naming the field, its value and why it matters.
     """
-    for check in checks:
-        if check.field not in hf_config:
-            continue
-        value = hf_config[check.field]
+    for name, (allowed, reason) in checks.items():
+        value = hf_config.get(name, ())
         for item in value if isinstance(value, (list, tuple)) else (value,):
-            if item not in check.allowed:
-                allowed = " or ".join(repr(x) for x in check.allowed)
-                _refuse(f"{check.field}={value!r}", f"{check.reason}; must be {allowed}")
+            if item not in allowed:
+                _refuse(f"{name}={value!r}", f"{reason}; must be {' or '.join(map(repr, allowed))}")
 
 
 def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) -> RopeSettings:

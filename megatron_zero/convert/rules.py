@@ -5,13 +5,13 @@ is split over tensor-parallel ranks. A `Family` is the rules of one HF `model_ty
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
 from megatron_zero.convert.fp8 import is_fp8_blocks
 from megatron_zero.convert.hf_config import (
-    ConfigCheck,
+    Checks,
     Dims,
     HfConfig,
     check_fields,
@@ -68,15 +68,11 @@ class Rule:
         assert not differing, f"{self.megatron}: other placeholders in {differing}"
 
 
-def every_layer(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
-    """Layers that are all alike, and dense."""
-    return {"all": range(dims["num_hidden_layers"])}
-
-
-def every_layer_moe(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
-    """Layers that are all alike, each with experts."""
+def layer_sets(dims: Dims, moe: Collection[int] = ()) -> dict[str, Sequence[int]]:
+    """Layers by what is in them: those of `moe` have experts."""
     layers = range(dims["num_hidden_layers"])
-    return {"all": layers, "moe": layers}
+    sets = {"moe": [i for i in layers if i in moe], "dense": [i for i in layers if i not in moe]}
+    return {"all": layers, **sets}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +80,10 @@ class Family:
     """Everything the engine knows of one HF `model_type`.
 
     `defaults` are the values the HF config class fills in for fields that are not written.
-    `layer_sets` names the layers that a rule may be limited to: "all", and "moe" where there are
-    experts. `copies` are HF tensors that repeat another one, by its name. `ignored` are regular
-    expressions of HF tensors that may be stored and are never read, unless a rule maps them.
+    `layer_sets` names the layers that a rule may be limited to: "all", "moe" (with experts) and
+    "dense", and what else a family needs. `copies` are HF tensors that repeat another one, by its
+    name. `ignored` are regular expressions of HF tensors that may be stored and are never read,
+    unless a rule maps them.
     `fp8_blocks`: weights may be stored in 8 bits with a scale per block.
     """
 
@@ -95,13 +92,13 @@ class Family:
     rules: tuple[Rule, ...]
     tied_rules: tuple[Rule, ...]  # added when tie_word_embeddings is true
     untied_rules: tuple[Rule, ...]  # added when it is false
-    checks: tuple[ConfigCheck, ...]
+    checks: Checks
     defaults: dict[str, object]
     rope_theta: float = 10000.0  # where the config has none
     rope_types: tuple[str, ...] = ("default",)
     counts: dict[str, str] = field(default_factory=dict)  # placeholder -> a key of `Dims`
     dims: Callable[[HfConfig], Dims] = decoder_dims
-    layer_sets: Callable[[HfConfig, Dims], dict[str, Sequence[int]]] = every_layer
+    layer_sets: Callable[[HfConfig, Dims], dict[str, Sequence[int]]] = lambda c, d: layer_sets(d)
     copies: Callable[[Dims], dict[str, str]] = lambda dims: {}
     fp8_blocks: bool = False
     ignored: tuple[str, ...] = ()

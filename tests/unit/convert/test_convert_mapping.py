@@ -216,7 +216,7 @@ def test_rules_may_count_experts_too() -> None:
         ),
         tied_rules=(),
         untied_rules=(),
-        checks=(),
+        checks={},
         defaults={},
         counts={"layer": "num_hidden_layers", "expert": "num_attention_heads"},
     )
