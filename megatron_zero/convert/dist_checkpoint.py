@@ -288,12 +288,11 @@ def write_metadata(
     state: dict[str, Any] = {}
     storage = {}
     for key, (shape, dtype) in keys.items():
-        blocks = [
-            ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in chunks[key]
-        ]
-        state[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(shape), blocks)
+        blocks = []
         for c in chunks[key]:
+            blocks.append(ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)))
             storage[MetadataIndex(key, c.offsets)] = _StorageInfo(c.file, c.start, c.length)
+        state[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(shape), blocks)
     torch.save([None], directory / _NOTHING_NAME)
     nothing = _StorageInfo(_NOTHING_NAME, 0, (directory / _NOTHING_NAME).stat().st_size)
     for key in (key for name, (shape, _) in keys.items() for key in _extra_states(name, shape)):
@@ -303,9 +302,9 @@ def write_metadata(
     )
     (directory / METADATA_NAME).write_bytes(pickle.dumps(metadata))
     torch.save({"content_metadata": content}, directory / COMMON_NAME)
-    formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-    formats |= {"common_backend": "torch", "common_backend_version": 1}
-    (directory / FORMAT_NAME).write_text(json.dumps(formats))
+    backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+    versions = {f"{kind}_version": 1 for kind in backends}
+    (directory / FORMAT_NAME).write_text(json.dumps(backends | versions))
 
 
 def _extra_states(key: str, shape: tuple[int, ...]) -> Iterator[str]:

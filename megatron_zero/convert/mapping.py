@@ -52,6 +52,11 @@ class CheckpointEntry:
     shape: Shape  # of the whole key, stacked experts included
     expert: Optional[int]
 
+    def within(self, offsets: Shape, sizes: Shape) -> tuple[Shape, Shape]:
+        """A block of the parameter as one of the key: where it starts, and its sizes."""
+        stacked = self.expert is not None
+        return ((self.expert, *offsets), (1, *sizes)) if stacked else (offsets, sizes)
+
 
 class Mapping:
     """A family's table for one model.
@@ -304,11 +309,10 @@ class Mapping:
         rules = self.family.rules
         rules += self.family.tied_rules if self.tied else self.family.untied_rules
         for layered, group in itertools.groupby(rules, key=lambda rule: "{layer}" in rule.megatron):
-            members = list(group)
-            for layer in self.layer_sets["all"] if layered else (0,):
-                for rule in members:
-                    if not layered or layer in self.layer_sets[rule.layers]:
-                        yield from ((rule, index) for index in self._indices(rule, layer))
+            layers = self.layer_sets["all"] if layered else (0,)
+            for layer, rule in itertools.product(layers, group):
+                if not layered or layer in self.layer_sets[rule.layers]:
+                    yield from ((rule, index) for index in self._indices(rule, layer))
 
     def _indices(self, rule: Rule, layer: int) -> Iterator[dict[str, int]]:
         """All values of the rule's placeholders besides `{layer}`."""

@@ -163,8 +163,8 @@ def header_bytes(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) ->
     for name, dtype, shape in tensors:
         start, end = end, end + math.prod(shape) * dtype.itemsize
         assert start % dtype.itemsize == 0, f"{name} is not aligned"
-        entry = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        header[name] = entry
+        offsets = [start, end]
+        header[name] = {"dtype": _STORED[dtype], "shape": shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -226,17 +226,26 @@ def _write_shards(
         total += sum(tensor.nbytes for tensor in shard.values())
     if not shards:
         raise ValueError(f"no tensors to write to {directory}")
-    if len(shards) == 1:
-        (directory / "0").rename(directory / SINGLE_NAME)
-        return total
-    weight_map = {}
-    for number, names in enumerate(shards):
-        file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / str(number)).rename(directory / file_name)
-        weight_map.update(dict.fromkeys(names, file_name))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    files = dict(zip(file_names(len(shards)), shards, strict=True))
+    for number, name in enumerate(files):
+        (directory / str(number)).rename(directory / name)
+    write_index(directory, files, total)
     return total
+
+
+def file_names(count: int) -> list[str]:
+    """What `count` files that hold a model together are called."""
+    if count == 1:
+        return [SINGLE_NAME]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def write_index(directory: Path, files: dict[str, list[str]], num_bytes: int) -> None:
+    """Say which file holds which tensor, where there are several."""
+    if list(files) != [SINGLE_NAME]:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+        (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _grouped(

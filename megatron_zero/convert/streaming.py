@@ -54,7 +54,7 @@ class OutputFile:
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
-        self._file.close()
+        self.close()
 
     def close(self) -> None:
         self._file.close()
@@ -88,13 +88,8 @@ class OutputDirectory:
             )
         self.partial.mkdir(parents=True, exist_ok=True)
         self._done = self._continued(inputs)
-        self._bar: tqdm[Any] = tqdm(
-            total=num_bytes,
-            unit="B",
-            unit_scale=True,
-            desc=final.name,
-            disable=None if progress else True,
-        )
+        shown = {"total": num_bytes, "desc": final.name, "unit": "B", "unit_scale": True}
+        self._bar: tqdm[Any] = tqdm(**shown, disable=None if progress else True)
         self._pool = ThreadPoolExecutor(1)
         self._syncing: list[Future[None]] = []
         self._open: Optional[OutputFile] = None
@@ -129,10 +124,8 @@ class OutputDirectory:
     def close(self, file: OutputFile, note: Any) -> None:
         """Record a file as finished, with a note for whoever continues; it is synced meanwhile."""
         self._later(file.sync)
-        digest = file.hash.hexdigest()
-        self._write_record(
-            {"file": file.path.name, "size": file.size, "digest": digest, "note": note}
-        )
+        record = {"file": file.path.name, "size": file.size, "digest": file.hash.hexdigest()}
+        self._write_record({**record, "note": note})
 
     def finish(self) -> None:
         """Give the directory its name once all of it is on the disk."""

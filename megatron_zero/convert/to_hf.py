@@ -16,7 +16,7 @@ from megatron_zero.checks import fail
 from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import CheckpointReader, check_left_over, locate
 from megatron_zero.convert.families import mapping_for
-from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, header_bytes
+from megatron_zero.convert.safetensors_io import file_names, header_bytes, write_index
 from megatron_zero.convert.sources import raw_bytes
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
@@ -103,10 +103,7 @@ def megatron_to_hf(
         for file_name, names in files.items():
             if output.finished(file_name) is None:
                 _write(output, file_name, names, tensors)
-        if list(files) != [SINGLE_NAME]:
-            weight_map = {name: file for file, names in files.items() for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (output.partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        write_index(output.partial, files, total)
         hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
         said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
         if verify:
@@ -124,11 +121,8 @@ def _model_dir(directory: Path, hf_config: "Optional[str | Path]") -> Path:
     candidates = [directory, directory.resolve().parent.parent / "model"]
     found = [path for path in candidates if (path / "config.json").is_file()]
     if not found:
-        fail(
-            "hf_config",
-            None,
-            f"must be given: no config.json in {' or '.join(map(str, candidates))}",
-        )
+        where = " or ".join(map(str, candidates))
+        fail("hf_config", None, f"must be given: no config.json in {where}")
     return found[0]
 
 
@@ -149,9 +143,8 @@ def _files(
             size = 0
         groups[-1].append(name)
         size += tensors.nbytes(name)
-    labels = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    labels = labels if len(groups) > 1 else [SINGLE_NAME]
-    return {label: _by_width(tensors, group) for label, group in zip(labels, groups, strict=True)}
+    named = zip(file_names(len(groups)), groups, strict=True)
+    return {label: _by_width(tensors, group) for label, group in named}
 
 
 def num_bytes(size: str) -> int:

@@ -97,7 +97,9 @@ def hf_to_megatron(
         chunks: dict[str, list[Chunk]] = defaultdict(list)
         for name, members in files.items():
             places = output.finished(name) or _write(output, name, members, mapping, source)
-            _add_chunks(chunks, name, members, places)
+            blocks = ((p, block) for p in members for block in p.blocks)
+            for (p, block), place in zip(blocks, places, strict=True):
+                chunks[p.entry.key].append(Chunk(*p.entry.within(*block), name, *place))
         keys = {p.entry.key: (p.entry.shape, p.dtype) for p in parameters}
         write_metadata(output.partial, keys, chunks, CONTENT)
         _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
@@ -212,21 +214,8 @@ def _write(
         for offsets, sizes in parameter.blocks:
             rows = take_rows(pieces, offsets[0], offsets[0] + sizes[0])
             cut = tuple(slice(o, o + n) for o, n in zip(offsets[1:], sizes[1:], strict=True))
-            stored = sizes if parameter.entry.expert is None else (1, *sizes)
+            _, stored = parameter.entry.within(offsets, sizes)
             block = (piece[:, *cut] for piece in rows)
             places.append(save_chunk(stored, parameter.dtype, block, file))
     output.close(file, places)
     return places
-
-
-def _add_chunks(
-    chunks: dict[str, list[Chunk]],
-    file: str,
-    parameters: list[_Parameter],
-    places: list[tuple[int, int]],
-) -> None:
-    blocks = ((p.entry, offsets, sizes) for p in parameters for offsets, sizes in p.blocks)
-    for (entry, offsets, sizes), (start, length) in zip(blocks, places, strict=True):
-        if entry.expert is not None:
-            offsets, sizes = (entry.expert, *offsets), (1, *sizes)
-        chunks[entry.key].append(Chunk(offsets, sizes, file, start, length))
