@@ -11,6 +11,7 @@ What `save_config` writes gives an equal config back. `strict_yaml` says how pla
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import operator
 import re
 import string
@@ -48,11 +49,6 @@ def _field_types(cls: type) -> dict[str, Any]:
     """Declared type of every field of a section, in order."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-def _is_required(field: dataclasses.Field) -> bool:
-    unset = dataclasses.MISSING
-    return field.default is unset and field.default_factory is unset
 
 
 def _join(path: str, key: object) -> str:
@@ -100,7 +96,7 @@ def _unknown_key(root: type, cls: type, path: str, key: object, value: object) -
     fail(_join(path, key), value, f"unknown key; {hint}{section} has {', '.join(names)}")
 
 
-def _checked(path: str, value: Any, hint: Any) -> Any:
+def _checked(path: str, value: Any, hint: Any, root: Any = None) -> Any:
     """`value` as the declared type `hint`; refuses what is not of that type already.
 
     Only an integer given for a float is converted.
@@ -120,24 +116,21 @@ def _checked(path: str, value: Any, hint: Any) -> Any:
     fail(path, value, f"must be {_describe(hint)}")
 
 
-def _build(root: type, cls: type, data: Any, path: str) -> Any:
+def _build(path: str, data: Any, cls: type, root: type) -> Any:
     types = _field_types(cls)
     if not isinstance(data, Mapping):
         fail(path or "config", data, f"must be {_describe(cls)}")
     for key in data:
         if key not in types:
             _unknown_key(root, cls, path, key, data[key])
-    for field in dataclasses.fields(cls):
-        if _is_required(field) and field.name not in data:
-            valid = f"required: {_describe(types[field.name])}"
-            fail(_join(path, field.name), _MISSING, valid)
     values = {}
-    for key, value in data.items():
-        here, hint = _join(path, key), types[key]
-        if dataclasses.is_dataclass(hint):
-            values[key] = _build(root, hint, value, here)
-        else:
-            values[key] = _checked(here, value, hint)
+    for field in dataclasses.fields(cls):
+        here, hint = _join(path, field.name), types[field.name]
+        if field.name in data:
+            build = _build if dataclasses.is_dataclass(hint) else _checked
+            values[field.name] = build(here, data[field.name], hint, root)
+        elif field.default is field.default_factory:  # both are missing
+            fail(here, _MISSING, f"required: {_describe(hint)}")
     return cls(**values)
 
 
@@ -152,7 +145,7 @@ def from_dict(cls: type[Config], data: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: unknown or missing key, wrong type, or a value that the config refuses.
     """
-    return _build(cls, cls, data, "")
+    return _build("", data, cls, cls)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -274,12 +267,10 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 def known_recipes() -> Recipes:
     """Every recipe of the package `recipes`: name -> function; none where it is not installed."""
-    try:
-        from recipes import RECIPES  # at call: recipes import this package's config
-    except ModuleNotFoundError as error:
-        if error.name != "recipes":
-            raise
+    if importlib.util.find_spec("recipes") is None:
         return {}
+    from recipes import RECIPES  # at call: recipes import this package's config
+
     return RECIPES
 
 

@@ -84,10 +84,8 @@ def _multiple_of_dp(path: str, value: int, dp_size: int) -> None:
 def _check_rollout_layout(
     config: RunConfig, hf_config: "dict[str, Any]", world_size: int, dp_size: int
 ) -> None:
-    path, engine_tp = (
-        "rollout.tensor_model_parallel_size",
-        config.rollout.tensor_model_parallel_size,
-    )
+    path = "rollout.tensor_model_parallel_size"
+    engine_tp = config.rollout.tensor_model_parallel_size
     divides(path, engine_tp, world_size, "the number of processes")
     divides(path, engine_tp, hf_config["num_attention_heads"], "the model's attention heads")
     _multiple_of_dp("batch.global_batch_size", config.batch.global_batch_size, dp_size)

@@ -61,9 +61,8 @@ class DequantizedSource:
         shape, scale = self.shape(name), self._source.read(name + SCALE)
         blocks = [-(-size // block) for size, block in zip(shape, self._block, strict=True)]
         if list(scale.shape) != blocks:
-            raise ValueError(
-                f"HF tensor {name + SCALE} has shape {list(scale.shape)}, expected {blocks}"
-            )
+            shapes = f"has shape {list(scale.shape)}, expected {blocks}"
+            raise ValueError(f"HF tensor {name + SCALE} {shapes}")
         cuts = (*part, slice(None), slice(None))
         for d in (0, 1):
             positions = torch.arange(shape[d])[cuts[d]] // self._block[d]

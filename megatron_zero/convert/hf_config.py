@@ -43,7 +43,7 @@ def check_fields(hf_config: HfConfig, checks: Checks) -> None:
         value = hf_config.get(name, ())
         for item in value if isinstance(value, (list, tuple)) else (value,):
             if item not in allowed:
-                _refuse(f"{name}={value!r}", f"{reason}; must be {' or '.join(map(repr, allowed))}")
+                refuse(f"{name}={value!r}", f"{reason}; must be {' or '.join(map(repr, allowed))}")
 
 
 def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) -> RopeSettings:
@@ -90,14 +90,14 @@ def decoder_dims(hf_config: HfConfig) -> Dims:
     if hf_config.get("num_key_value_heads", 0) is not None:
         groups = size_of(hf_config, "num_key_value_heads")
     if heads % groups:
-        _refuse(f"num_key_value_heads={groups}", f"must divide num_attention_heads={heads}")
+        refuse(f"num_key_value_heads={groups}", f"must divide num_attention_heads={heads}")
     if hf_config.get("head_dim") is not None:
         head_dim = size_of(hf_config, "head_dim")
     else:
         head_dim, rest = divmod(hidden_size, heads)
         if rest:
             valid = f"must divide hidden_size={hidden_size} when head_dim is not given"
-            _refuse(f"num_attention_heads={heads}", valid)
+            refuse(f"num_attention_heads={heads}", valid)
     dims |= {"num_key_value_heads": groups, "head_dim": head_dim}
     return dims | {"q_rows": heads * head_dim, "kv_rows": groups * head_dim}
 
@@ -132,7 +132,7 @@ def expert_count(hf_config: HfConfig) -> int:
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     found = [name for name in names if name in hf_config]
     if not found:
-        _refuse(names[0], "missing")
+        refuse(names[0], "missing")
     _agreed("num_experts", [hf_config[name] for name in found])
     return size_of(hf_config, found[0])
 
@@ -140,10 +140,10 @@ def expert_count(hf_config: HfConfig) -> int:
 def size_of(hf_config: HfConfig, name: str) -> int:
     """A field that must be a positive integer."""
     if name not in hf_config:
-        _refuse(name, "missing")
+        refuse(name, "missing")
     value = hf_config[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(f"{name}={value!r}", "must be a positive integer")
+        refuse(f"{name}={value!r}", "must be a positive integer")
     return value
 
 
@@ -152,9 +152,9 @@ def _rope_block(hf_config: HfConfig, name: str) -> HfConfig:
     if block is None:
         return {}
     if not isinstance(block, Mapping):
-        _refuse(f"{name}={block!r}", "must be null or an object")
+        refuse(f"{name}={block!r}", "must be null or an object")
     if any(isinstance(value, Mapping) for value in block.values()):
-        _refuse(f"{name}={block!r}", "settings per layer type are not covered")
+        refuse(f"{name}={block!r}", "settings per layer type are not covered")
     return block
 
 
@@ -165,7 +165,7 @@ def _rope_type(block: HfConfig) -> object:
 
 def _agreed(field: str, values: list[object]) -> object:
     if any(value != values[0] for value in values):
-        _refuse(field, f"given more than once, as {values}")
+        refuse(field, f"given more than once, as {values}")
     return values[0]
 
 
@@ -174,11 +174,12 @@ def _number(field: str, blocks: list[HfConfig], default: Optional[float] = None)
     given = [block[field] for block in blocks if block.get(field) is not None]
     value = _agreed(field, given or [default])
     if value is None:
-        _refuse(field, "missing, at the top and in rope_parameters alike")
+        refuse(field, "missing, at the top and in rope_parameters alike")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        _refuse(f"{field}={value!r}", "must be a number")
+        refuse(f"{field}={value!r}", "must be a number")
     return float(value)
 
 
-def _refuse(what: str, reason: str) -> NoReturn:
+def refuse(what: str, reason: str) -> NoReturn:
+    """Every refusal of a `config.json` has this form."""
     raise ValueError(f"HF config {what}: {reason}")

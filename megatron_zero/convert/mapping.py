@@ -16,6 +16,7 @@ from typing import Optional
 
 import torch
 
+from megatron_zero.checks import fail
 from megatron_zero.convert.hf_config import HfConfig, rope_settings
 from megatron_zero.convert.rules import INDEX, Family, Rule
 from megatron_zero.convert.sources import TensorSource
@@ -96,9 +97,7 @@ class Mapping:
         vocab_size = self.dims["vocab_size"]
         padded = vocab_size if padded_vocab_size is None else padded_vocab_size
         if padded < vocab_size:
-            raise ValueError(
-                f"padded_vocab_size={padded}: must be at least vocab_size={vocab_size}"
-            )
+            fail("padded_vocab_size", padded, f"must be at least vocab_size={vocab_size}")
         self.dims["padded_vocab_size"] = padded
         self.layer_sets = family.layer_sets(self.config, self.dims)
         ignored = list(family.ignored)
@@ -204,11 +203,10 @@ class Mapping:
             name for name in extra if not any(p.fullmatch(name) for p in self._ignored)
         )
         if unmapped:
-            raise ValueError(
-                f"HF checkpoint has {_listed(unmapped)}: no {self.family.model_type} rule maps it"
-            )
+            rule = f"no {self.family.model_type} rule"
+            raise ValueError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
         for name, (shape, _) in self._hf.items():
-            _check_shape(f"HF tensor {name}", source.shape(name), shape)
+            check_shape(f"HF tensor {name}", source.shape(name), shape)
 
     def to_megatron_shard(
         self, megatron_name: str, source: TensorSource, tp_rank: int, tp_size: int
@@ -240,7 +238,7 @@ class Mapping:
             pieces = [p for at in starts for p in _read_rows(parameter, source, at, at + rows)]
         else:
             (name,), columns = parameter.hf_names, shape[1]
-            _check_shape(f"HF tensor {name}", source.shape(name), parameter.full_shape)
+            check_shape(f"HF tensor {name}", source.shape(name), parameter.full_shape)
             part = slice(tp_rank * columns, (tp_rank + 1) * columns)
             pieces = [source.read(name, slice(None), part)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -261,7 +259,7 @@ class Mapping:
         expected = self._shard_shape(parameter, len(shards))
         for rank, shard in enumerate(shards):
             label = f"Megatron shard {megatron_name} of tensor-parallel rank {rank}"
-            _check_shape(label, tuple(shard.shape), expected)
+            check_shape(label, tuple(shard.shape), expected)
         if parameter.tp_dim is None or len(shards) == 1:
             return shards[0]
         blocks = (shard.chunk(parameter.kind.num_blocks, parameter.tp_dim) for shard in shards)
@@ -277,7 +275,7 @@ class Mapping:
             ValueError: if the name is unknown or the shape is not `full_shape(megatron_name)`.
         """
         parameter = self._parameter(megatron_name)
-        _check_shape(f"Megatron {megatron_name}", tuple(full.shape), parameter.full_shape)
+        check_shape(f"Megatron {megatron_name}", tuple(full.shape), parameter.full_shape)
         tensors = self.to_hf_rows(megatron_name, [full]).items()
         return [(name, p[0] if len(p) == 1 else torch.cat(p)) for name, p in tensors]
 
@@ -349,9 +347,8 @@ class Mapping:
     def _parameter(self, megatron_name: str) -> _Parameter:
         name = self._aliases.get(megatron_name, megatron_name)
         if name not in self._parameters:
-            raise ValueError(
-                f"Megatron parameter {megatron_name}: no rule of {self.family.model_type} maps it"
-            )
+            rule = f"no rule of {self.family.model_type}"
+            raise ValueError(f"Megatron parameter {megatron_name}: {rule} maps it")
         return self._parameters[name]
 
     def _hf_entry(self, hf_name: str) -> tuple[Shape, str]:
@@ -364,10 +361,9 @@ class Mapping:
         if dim is None:
             return full
         if full[dim] % (tp_size * parameter.kind.num_blocks):
-            raise ValueError(
-                f"Megatron parameter {parameter.name}: {full[dim] // parameter.kind.num_blocks} "
-                f"positions of dim {dim} do not divide by tensor-parallel size {tp_size}"
-            )
+            positions = f"{full[dim] // parameter.kind.num_blocks} positions of dim {dim}"
+            rule = f"{positions} do not divide by tensor-parallel size {tp_size}"
+            raise ValueError(f"Megatron parameter {parameter.name}: {rule}")
         return (*full[:dim], full[dim] // tp_size, *full[dim + 1 :])
 
 
@@ -378,7 +374,7 @@ def _read_rows(
     pieces: dict[int, torch.Tensor] = {}  # by the row of the full parameter
     rows = zip(parameter.hf_names, parameter.hf_shapes, parameter.hf_rows, strict=True)
     for name, shape, ranges in rows:
-        _check_shape(f"HF tensor {name}", source.shape(name), shape)
+        check_shape(f"HF tensor {name}", source.shape(name), shape)
         skipped = sum(min(b, begin) - a for a, b in ranges if a < begin)
         wanted = {max(a, begin): min(b, end) for a, b in ranges if a < end and b > begin}
         sizes = [last - first for first, last in wanted.items()]
@@ -391,7 +387,8 @@ def _read_rows(
     return [pieces[at] for at in sorted(pieces)]
 
 
-def _check_shape(label: str, shape: Shape, expected: Shape) -> None:
+def check_shape(label: str, shape: Shape, expected: Shape) -> None:
+    """Refuse a tensor that is not what the table says."""
     if tuple(shape) != expected:
         raise ValueError(f"{label} has shape {list(shape)}, expected {list(expected)}")
 

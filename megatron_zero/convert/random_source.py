@@ -8,6 +8,7 @@ import hashlib
 
 import torch
 
+from megatron_zero.convert.hf_config import refuse
 from megatron_zero.convert.mapping import Mapping
 
 
@@ -26,7 +27,7 @@ class RandomSource:
     def __init__(self, mapping: Mapping, seed: int, dtype: torch.dtype = torch.float32) -> None:
         std = mapping.config["initializer_range"]
         if isinstance(std, bool) or not isinstance(std, (int, float)) or std < 0:
-            raise ValueError(f"HF config initializer_range={std!r}: must be a number from 0 up")
+            refuse(f"initializer_range={std!r}", "must be a number from 0 up")
         self._mapping, self._seed, self._dtype, self._std = mapping, seed, dtype, float(std)
 
     def names(self) -> tuple[str, ...]:
@@ -41,14 +42,12 @@ class RandomSource:
 
     def read(self, name: str, *part: slice) -> torch.Tensor:
         shape, init = self._mapping.hf_shape(name), self._mapping.hf_init(name)
-        if init == "zeros":
-            tensor = torch.zeros(shape, dtype=self._dtype)
-        elif init == "ones":
-            tensor = torch.ones(shape, dtype=self._dtype)
-        else:
+        if init == "normal":
             generator = torch.Generator().manual_seed(_seed_of(self._seed, name))
             tensor = torch.empty(shape).normal_(0.0, self._std, generator=generator)
             tensor = tensor.to(self._dtype)
+        else:
+            tensor = torch.full(shape, float(init == "ones"), dtype=self._dtype)
         return tensor[part]
 
 

@@ -9,15 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
+from megatron_zero.convert import hf_config as configs
 from megatron_zero.convert.fp8 import is_fp8_blocks
-from megatron_zero.convert.hf_config import (
-    Checks,
-    Dims,
-    HfConfig,
-    check_fields,
-    decoder_dims,
-    rope_settings,
-)
+from megatron_zero.convert.hf_config import Checks, Dims, HfConfig
 from megatron_zero.convert.tensors import KINDS
 
 INITS = ("normal", "zeros", "ones")
@@ -97,7 +91,7 @@ class Family:
     rope_theta: float = 10000.0  # where the config has none
     rope_types: tuple[str, ...] = ("default",)
     counts: dict[str, str] = field(default_factory=dict)  # placeholder -> a key of `Dims`
-    dims: Callable[[HfConfig], Dims] = decoder_dims
+    dims: Callable[[HfConfig], Dims] = configs.decoder_dims
     layer_sets: Callable[[HfConfig, Dims], dict[str, Sequence[int]]] = lambda c, d: layer_sets(d)
     copies: Callable[[Dims], dict[str, str]] = lambda dims: {}
     fp8_blocks: bool = False
@@ -113,23 +107,16 @@ class Family:
         names = [architectures] if isinstance(architectures, str) else list(architectures)
         for name in names:
             if name not in self.architectures:
-                raise ValueError(
-                    f"HF config architectures={names}: must be one of {list(self.architectures)}"
-                )
-        check_fields({**self.defaults, **hf_config}, self.checks)
+                valid = f"must be one of {list(self.architectures)}"
+                configs.refuse(f"architectures={names}", valid)
+        configs.check_fields({**self.defaults, **hf_config}, self.checks)
         quantization = hf_config.get("quantization_config")
         if quantization is not None and not (self.fp8_blocks and is_fp8_blocks(quantization)):
-            raise ValueError(
-                f"HF config quantization_config={quantization!r}: must be null"
-                + (", or fp8 with weight_block_size" if self.fp8_blocks else "")
-            )
-        rope = rope_settings(hf_config, self.rope_theta)
+            valid = "must be null" + ", or fp8 with weight_block_size" * self.fp8_blocks
+            configs.refuse(f"quantization_config={quantization!r}", valid)
+        rope = configs.rope_settings(hf_config, self.rope_theta)
         if rope.rope_type not in self.rope_types:
-            raise ValueError(
-                f"HF config rope_type={rope.rope_type!r}: rescaled positions are not covered; "
-                f"must be one of {list(self.rope_types)}"
-            )
+            valid = f"must be one of {list(self.rope_types)}: other positions are not covered"
+            configs.refuse(f"rope_type={rope.rope_type!r}", valid)
         if rope.partial_rotary_factor != 1.0:
-            raise ValueError(
-                f"HF config partial_rotary_factor={rope.partial_rotary_factor}: must be 1.0"
-            )
+            configs.refuse(f"partial_rotary_factor={rope.partial_rotary_factor}", "must be 1.0")

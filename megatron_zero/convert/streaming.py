@@ -82,10 +82,8 @@ class OutputDirectory:
         if final.exists():
             raise ValueError(f"{final} exists already")
         if self.partial.exists() and not resume:
-            raise ValueError(
-                f"{self.partial} is left of a conversion that was interrupted: continue it with "
-                "--resume or remove it"
-            )
+            what = f"{self.partial} is left of a conversion that was interrupted"
+            raise ValueError(f"{what}: continue it with --resume or remove it")
         self.partial.mkdir(parents=True, exist_ok=True)
         self._done = self._continued(inputs)
         shown = {"total": num_bytes, "desc": final.name, "unit": "B", "unit_scale": True}
@@ -154,10 +152,8 @@ class OutputDirectory:
         begun, records = (lines[0], lines[1:]) if lines else (inputs, [])
         changed = [key for key in inputs if begun.get(key) != inputs[key]]
         if changed:
-            raise ValueError(
-                f"{self.partial} was begun with another {' and '.join(changed)}: remove it to "
-                "start again"
-            )
+            what = f"{self.partial} was begun with another {' and '.join(changed)}"
+            raise ValueError(f"{what}: remove it to start again")
         if not records:  # nothing is known of what may be there
             for path in self.partial.iterdir():
                 if path.name != _JOURNAL:

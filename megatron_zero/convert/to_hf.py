@@ -16,7 +16,7 @@ from megatron_zero.checks import fail
 from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import CheckpointReader, check_left_over, locate
 from megatron_zero.convert.families import mapping_for
-from megatron_zero.convert.safetensors_io import file_names, header_bytes, write_index
+from megatron_zero.convert.safetensors_io import file_names, grouped, header_bytes, write_index
 from megatron_zero.convert.sources import raw_bytes
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
@@ -105,11 +105,10 @@ def megatron_to_hf(
                 _write(output, file_name, names, tensors)
         write_index(output.partial, files, total)
         hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
-        said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
-        if verify:
-            said += verify_conversion(tensors.mapping, directory, output.partial, dtype)
+        sides = (tensors.mapping, directory, output.partial)
+        verified = verify_conversion(*sides, dtype) if verify else []
         output.finish()
-    return said
+    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
 
 
 def _model_dir(directory: Path, hf_config: "Optional[str | Path]") -> Path:
@@ -131,18 +130,12 @@ def _files(
 ) -> dict[str, list[str]]:
     """Tensors by file: as the original had them where that is known, else by size."""
     known, names = directory / hf_dir.HF_FILES, tensors.mapping.hf_names()
-    groups: list[list[str]] = [[]]
     if max_shard_size is None and known.is_file():
         files: dict[str, list[str]] = json.loads(known.read_text())
         if {name for file in files.values() for name in file} == set(names):
             return {file: _by_width(tensors, listed) for file, listed in files.items() if listed}
-    limit, size = num_bytes(max_shard_size or DEFAULT_SHARD_SIZE), 0
-    for name in names:
-        if groups[-1] and size + tensors.nbytes(name) > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += tensors.nbytes(name)
+    limit = num_bytes(max_shard_size or DEFAULT_SHARD_SIZE)
+    groups = list(grouped(names, tensors.nbytes, limit))
     named = zip(file_names(len(groups)), groups, strict=True)
     return {label: _by_width(tensors, group) for label, group in named}
 

@@ -21,7 +21,7 @@ from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metadata
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import CheckpointEntry, Mapping
-from megatron_zero.convert.safetensors_io import SafetensorsSource
+from megatron_zero.convert.safetensors_io import SafetensorsSource, grouped
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.tensors import take_rows
@@ -90,7 +90,7 @@ def hf_to_megatron(
     mapping.check_source(source)
     files = _files(mapping, source, dtype, *sizes[:2])
     inputs = {"source": hf_dir.fingerprint(directory), "dtype": dtype, "layout": list(sizes)}
-    inputs["drop_mtp"] = drop_mtp
+    inputs |= {"drop_mtp": drop_mtp}
     parameters = list(itertools.chain(*files.values()))
     total = sum(parameter.nbytes for parameter in parameters)
     with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
@@ -104,11 +104,9 @@ def hf_to_megatron(
         write_metadata(output.partial, keys, chunks, CONTENT)
         _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
         hf_dir.carry_over(directory, output.partial, dtype, with_mtp=not drop_mtp)
-        said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
-        if verify:
-            said += verify_conversion(mapping, output.partial, directory, dtype)
+        verified = verify_conversion(mapping, output.partial, directory, dtype) if verify else []
         output.finish()
-    return said
+    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
 
 
 def _keep_assignment(directory: Path, mapping: Mapping, path: Path) -> None:
@@ -146,21 +144,19 @@ def _files(
     mapping: Mapping, source: TensorSource, dtype: str, tp_size: int, pp_size: int
 ) -> dict[str, list[_Parameter]]:
     """All parameters by file, stage after stage; no file belongs to two stages."""
-    files: dict[str, list[_Parameter]] = {}
-    names: dict[int, str] = {}  # the file that a stage is filling
+    stages: dict[int, list[_Parameter]] = defaultdict(list)
     for name in mapping.megatron_names():
         layer = re.match(r"decoder\.layers\.(\d+)\.", name)
         if layer:
             stage = int(layer[1]) * pp_size // mapping.dims["num_hidden_layers"]
         else:
             stage = 0 if name.startswith("embedding.") else pp_size - 1
-        parameter = _parameter(mapping, source, name, dtype, tp_size)
-        size = sum(p.nbytes for p in files.get(names.get(stage, ""), ()))
-        if not size or size + parameter.nbytes > MAX_FILE_BYTES:
-            number = sum(file.startswith(f"stage{stage:03d}") for file in files)
-            names[stage] = f"stage{stage:03d}_{number:04d}.distcp"
-        files.setdefault(names[stage], []).append(parameter)
-    return files
+        stages[stage].append(_parameter(mapping, source, name, dtype, tp_size))
+    return {
+        f"stage{stage:03d}_{number:04d}.distcp": members
+        for stage, held in stages.items()
+        for number, members in enumerate(grouped(held, lambda p: p.nbytes, MAX_FILE_BYTES))
+    }
 
 
 def _parameter(

@@ -310,7 +310,7 @@ def test_every_field_type_of_the_config_is_supported():
         ("kind: [train]", ["kind=['train']"]),
         ("kind: train\nname: x\nmodel: m", ["model='m'", "a section"]),
         ("kind: train\nname: x\nmodel: {path: m}\nseed: 1.5", ["seed=1.5", "an integer"]),
-        ("kind: train\nname: x\nname: y", ["line 3", "name is given twice"]),
+        ("kind: train\nname: x\nname: y", ["line 3", "key 'name' is given twice"]),
         ("kind: train\nname: [", ["not valid YAML", "line 2"]),
         ("kind: train\n? [a]\n: 1", ["line 2", "is not text"]),
         ("kind: train\nname: !!python/object:os.system x", ["not valid YAML"]),

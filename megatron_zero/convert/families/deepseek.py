@@ -7,23 +7,14 @@ the decoder's and in which it stores the embedding and the output layer once mor
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_zero.convert.families.blocks import (
-    DECODER,
-    EMBEDDING,
-    LM_HEAD,
-    Place,
-    Rules,
-    decoder,
-    experts,
-    gate_up_down,
-    swiglu,
-)
+from megatron_zero.convert.families import blocks
+from megatron_zero.convert.families.blocks import DECODER, Place, Rules
 from megatron_zero.convert.hf_config import (
-    Checks,
     Dims,
     HfConfig,
     expert_count,
     latent_dims,
+    refuse,
     size_of,
 )
 from megatron_zero.convert.rules import layer_sets
@@ -64,7 +55,7 @@ def _key_value(place: Place) -> Rules:
 
 def _mixture(place: Place, *, bias: bool) -> Rules:
     shared = ("mlp.shared_experts", "mlp.shared_experts", "shared_intermediate_size")
-    rules = (*experts(place), *gate_up_down(place, *shared))
+    rules = (*blocks.experts(place), *blocks.gate_up_down(place, *shared))
     if bias:
         tensor = {"mlp.gate.e_score_correction_bias": "num_experts"}
         rules += (place.rule("mlp.router.expert_bias", tensor, init="zeros", float32=True),)
@@ -77,7 +68,7 @@ def _layers(*, bias: bool) -> Rules:
         *_projection(Place(layers="q_whole"), "linear_q_proj", "q_proj", "q_rows hidden_size"),
         *_query(Place(layers="q_low_rank")),
         *_key_value(DECODER),
-        *swiglu(Place(layers="dense")),
+        *blocks.swiglu(Place(layers="dense")),
         *_mixture(Place(layers="moe"), bias=bias),
     )
 
@@ -103,7 +94,7 @@ def _layer_sets(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
 
 def _copies(dims: Dims) -> dict[str, str]:
     """The embedding and the output layer, again in every multi-token-prediction layer."""
-    copies = {"embed_tokens.weight": EMBEDDING, "shared_head.head.weight": LM_HEAD}
+    copies = {"embed_tokens.weight": blocks.EMBEDDING, "shared_head.head.weight": blocks.LM_HEAD}
     first = dims["num_hidden_layers"]
     return {
         f"model.layers.{layer}.{name}": original
@@ -125,15 +116,13 @@ def _v2_dims(hf_config: HfConfig) -> Dims:
 def _v3_dims(hf_config: HfConfig) -> Dims:
     count = hf_config["num_nextn_predict_layers"] or 0
     if not isinstance(count, int) or (count and hf_config["q_lora_rank"] is None):
-        raise ValueError(
-            f"HF config num_nextn_predict_layers={count!r}: must be a number of layers, and 0 "
-            "without q_lora_rank"
-        )
+        valid = "must be a number of layers, and 0 without q_lora_rank"
+        refuse(f"num_nextn_predict_layers={count!r}", valid)
     dims = _v2_dims(hf_config)
     return dims | {"mtp": count, "two_hidden": 2 * dims["hidden_size"]}
 
 
-CHECKS: Checks = {
+CHECKS = {
     "rms_norm_eps": ((1e-6,), "HF fixes the norms inside the attention to it"),
     "moe_layer_freq": ((1,), "every layer after the dense ones has experts"),
     "tie_word_embeddings": ((False,), "there is no tied model of this family"),
@@ -155,7 +144,7 @@ DEFAULTS: dict[str, object] = {
     "norm_topk_prob": False,
 }
 
-DEEPSEEK_V2 = decoder(
+DEEPSEEK_V2 = blocks.decoder(
     "deepseek_v2",
     "DeepseekV2ForCausalLM",
     _layers(bias=False),
@@ -177,7 +166,7 @@ DEEPSEEK_V2 = decoder(
     **COMMON,
 )
 
-DEEPSEEK_V3 = decoder(
+DEEPSEEK_V3 = blocks.decoder(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
     _layers(bias=True),

@@ -2,17 +2,12 @@
 
 from collections.abc import Sequence
 
-from megatron_zero.convert.families.blocks import (
-    Place,
-    decoder,
-    experts,
-    grouped_query_attention,
-    swiglu,
-)
+from megatron_zero.convert.families import blocks
+from megatron_zero.convert.families.blocks import Place, decoder, swiglu
 from megatron_zero.convert.hf_config import Dims, HfConfig, decoder_dims, expert_count, size_of
 from megatron_zero.convert.rules import layer_sets
 
-ATTENTION = grouped_query_attention(qk_norm=True)
+ATTENTION = blocks.grouped_query_attention(qk_norm=True)
 
 QWEN3 = decoder("qwen3", "Qwen3ForCausalLM", (*ATTENTION, *swiglu()), defaults={"head_dim": 128})
 
@@ -33,7 +28,7 @@ def _layer_sets(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
 QWEN3_MOE = decoder(
     "qwen3_moe",
     "Qwen3MoeForCausalLM",
-    (*ATTENTION, *swiglu(Place(layers="dense")), *experts(Place(layers="moe"))),
+    (*ATTENTION, *swiglu(Place(layers="dense")), *blocks.experts(Place(layers="moe"))),
     checks={"norm_topk_prob": ((True, False), "it is true or false")},
     defaults={
         "decoder_sparse_step": 1,
