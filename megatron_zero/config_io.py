@@ -19,7 +19,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Any, NoReturn
 
 from megatron_zero.config import PretrainConfig, RunConfig, fail
 from megatron_zero.strict_yaml import dump_yaml, load_yaml
@@ -63,18 +63,7 @@ def _leaf_paths(cls: type, path: str = "") -> list[str]:
     return paths
 
 
-def _optional_inner(hint: Any) -> Any:
-    """`X` of `Optional[X]`, else None."""
-    if typing.get_origin(hint) is not Union:
-        return None
-    (inner,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return inner
-
-
 def _describe(hint: Any) -> str:
-    inner = _optional_inner(hint)
-    if inner is not None:
-        return f"{_describe(inner)}, or null"
     if dataclasses.is_dataclass(hint):
         return f"a section with keys {', '.join(_field_types(hint))}"
     if typing.get_origin(hint) is list:
@@ -101,17 +90,14 @@ def _checked(path: str, value: Any, hint: Any, root: Any = None) -> Any:
 
     Only an integer given for a float is converted.
     """
-    kind = _optional_inner(hint) or hint
-    if value is None and kind is not hint:
-        return None
-    if typing.get_origin(kind) is list:
+    if typing.get_origin(hint) is list:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return list(value)
-    elif kind is float:
+    elif hint is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and abs(value) <= sys.float_info.max:  # false for nan
             return float(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     fail(path, value, f"must be {_describe(hint)}")
 
@@ -206,21 +192,18 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def _parse_text(path: str, text: str, hint: Any) -> Any:
     """The value that `text`, from a command line, has in a field of type `hint`."""
-    kind = _optional_inner(hint) or hint
-    text = text if kind is str else text.strip(string.whitespace)  # ASCII only, as float()
-    if kind is not hint and text in ("", "null", "none"):
-        return None
-    if typing.get_origin(kind) is list:
+    if hint is str:
+        return text
+    text = text.strip(string.whitespace)  # ASCII only, as float()
+    if typing.get_origin(hint) is list:
         if text.startswith("["):
             return _checked(path, load_yaml(text, path), hint)
         return [item.strip() for item in text.split(",")] if text else []
-    if kind is str:
-        return text
-    if kind is bool and text in ("true", "false"):
+    if hint is bool and text in ("true", "false"):
         return text == "true"
-    if kind is int and _INTEGER.fullmatch(text):
+    if hint is int and _INTEGER.fullmatch(text):
         return int(text)
-    if kind is float and _NUMBER.fullmatch(text):
+    if hint is float and _NUMBER.fullmatch(text):
         return _checked(path, float(text), hint)
     fail(path, text, f"must be {_describe(hint)}")
 

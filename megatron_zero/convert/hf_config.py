@@ -86,9 +86,8 @@ def decoder_dims(hf_config: HfConfig) -> Dims:
     """
     dims = {name: size_of(hf_config, name) for name in _SIZES}
     heads, hidden_size = dims["num_attention_heads"], dims["hidden_size"]
-    groups = heads
-    if hf_config.get("num_key_value_heads", 0) is not None:
-        groups = size_of(hf_config, "num_key_value_heads")
+    is_null = hf_config.get("num_key_value_heads", 0) is None
+    groups = heads if is_null else size_of(hf_config, "num_key_value_heads")
     if heads % groups:
         refuse(f"num_key_value_heads={groups}", f"must divide num_attention_heads={heads}")
     if hf_config.get("head_dim") is not None:

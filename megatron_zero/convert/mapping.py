@@ -26,18 +26,18 @@ EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Parameter:
+class Parameter:
     """One rule at one index: all names and shapes of one Megatron parameter."""
 
     name: str
     kind: Kind
-    tp_dim: Optional[int]
-    hf_names: tuple[str, ...]
+    tp_dim: Optional[int]  # what tensor parallelism splits; None: replicated
+    hf_names: tuple[str, ...]  # what it is read from
     hf_shapes: tuple[Shape, ...]
     hf_rows: list[Ranges]  # of the full tensor, for each HF tensor
     full_shape: Shape
     exported: bool
-    float32: bool
+    float32: bool  # whatever the dtype of the weights
     checkpoint_name: str
 
 
@@ -107,7 +107,7 @@ class Mapping:
             ignored.append(rf"model\.layers\.({layers})\..*")
             self.dims["mtp"] = 0
         self._ignored = tuple(re.compile(pattern) for pattern in ignored)
-        self._parameters: dict[str, _Parameter] = {}
+        self._parameters: dict[str, Parameter] = {}
         self._aliases: dict[str, str] = {}
         self._hf: dict[str, tuple[Shape, str]] = {}  # name -> shape, init
         for rule, index in self._expand():
@@ -136,35 +136,19 @@ class Mapping:
         """How a fresh HF tensor starts: normal, zeros or ones."""
         return self._hf_entry(hf_name)[1]
 
-    def hf_sources(self, megatron_name: str) -> tuple[str, ...]:
-        """The HF tensors a Megatron parameter is read from."""
-        return self._parameter(megatron_name).hf_names
-
     def hf_targets(self, megatron_name: str) -> tuple[str, ...]:
         """The HF tensors a Megatron parameter is written to, copies included, as by `to_hf`."""
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         names = parameter.hf_names if parameter.exported else ()
         return (*names, *(copy for name in names for copy in self._copies.get(name, ())))
 
     def canonical_name(self, megatron_name: str) -> str:
         """The table's own name of a parameter that may be given by an alias."""
-        return self._parameter(megatron_name).name
-
-    def tp_dim(self, megatron_name: str) -> Optional[int]:
-        """The dim that tensor parallelism splits; None for a replicated parameter."""
-        return self._parameter(megatron_name).tp_dim
-
-    def num_blocks(self, megatron_name: str) -> int:
-        """Blocks along `tp_dim` of which each rank holds its part: 2 for gate over up."""
-        return self._parameter(megatron_name).kind.num_blocks
-
-    def stays_float32(self, megatron_name: str) -> bool:
-        """Whether Megatron holds it in float32 whatever the dtype of the weights."""
-        return self._parameter(megatron_name).float32
+        return self.parameter(megatron_name).name
 
     def checkpoint_entry(self, megatron_name: str) -> CheckpointEntry:
         """The parameter's place in a distributed checkpoint; layouts do not change it."""
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         name, shape = parameter.checkpoint_name, parameter.full_shape
         match = EXPERT.search(name)
         if match is None:
@@ -177,7 +161,7 @@ class Mapping:
 
     def full_shape(self, megatron_name: str) -> Shape:
         """Shape of the unsharded Megatron parameter."""
-        return self._parameter(megatron_name).full_shape
+        return self.parameter(megatron_name).full_shape
 
     def shard_shape(self, megatron_name: str, tp_size: int) -> Shape:
         """Shape of every rank's shard.
@@ -185,7 +169,7 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown or its size does not divide by `tp_size`.
         """
-        return self._shard_shape(self._parameter(megatron_name), tp_size)
+        return self._shard_shape(self.parameter(megatron_name), tp_size)
 
     def check_source(self, source: TensorSource) -> None:
         """Compare names and shapes of a whole checkpoint with the table; reads no tensor.
@@ -228,7 +212,7 @@ class Mapping:
                 missing or has a wrong shape.
         """
         assert 0 <= tp_rank < tp_size, f"tp_rank={tp_rank} of tp_size={tp_size}"
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         shape = self._shard_shape(parameter, tp_size)
         if parameter.tp_dim is None or tp_size == 1:
             pieces = self.to_megatron_rows(megatron_name, source)
@@ -255,7 +239,7 @@ class Mapping:
             ValueError: if the name is unknown or a shard has a wrong shape.
         """
         assert shards, f"no shards of {megatron_name}"
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         expected = self._shard_shape(parameter, len(shards))
         for rank, shard in enumerate(shards):
             label = f"Megatron shard {megatron_name} of tensor-parallel rank {rank}"
@@ -274,7 +258,7 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown or the shape is not `full_shape(megatron_name)`.
         """
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         check_shape(f"Megatron {megatron_name}", tuple(full.shape), parameter.full_shape)
         tensors = self.to_hf_rows(megatron_name, [full]).items()
         return [(name, p[0] if len(p) == 1 else torch.cat(p)) for name, p in tensors]
@@ -287,14 +271,14 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown, or an HF tensor is missing or has a wrong shape.
         """
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         return _read_rows(parameter, source, 0, parameter.full_shape[0])
 
     def to_hf_rows(
         self, megatron_name: str, pieces: Sequence[torch.Tensor]
     ) -> dict[str, list[torch.Tensor]]:
         """`to_hf` of a parameter in pieces: HF tensors in pieces, all along dim 0."""
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         named = {
             name: [piece for start, end in rows for piece in take_rows(pieces, start, end)]
             for name, rows in zip(parameter.hf_names, parameter.hf_rows, strict=True)
@@ -323,7 +307,7 @@ class Mapping:
     def _add(self, rule: Rule, index: dict[str, int]) -> None:
         kind = KINDS[rule.kind]
         shapes = tuple(tuple(self.dims[size] for size in tensor.shape) for tensor in rule.hf)
-        parameter = _Parameter(
+        parameter = Parameter(
             name=rule.megatron.format(**index),
             kind=kind,
             tp_dim=rule.tp_dim,
@@ -344,7 +328,12 @@ class Mapping:
                 assert name not in self._hf, f"two rules export {name}"
                 self._hf[name] = (shape, tensor.init)
 
-    def _parameter(self, megatron_name: str) -> _Parameter:
+    def parameter(self, megatron_name: str) -> Parameter:
+        """Everything about one parameter, which may be given by its alias.
+
+        Raises:
+            ValueError: no rule maps it.
+        """
         name = self._aliases.get(megatron_name, megatron_name)
         if name not in self._parameters:
             rule = f"no rule of {self.family.model_type}"
@@ -356,7 +345,7 @@ class Mapping:
             raise ValueError(f"HF tensor {hf_name}: no rule of {self.family.model_type} maps it")
         return self._hf[hf_name]
 
-    def _shard_shape(self, parameter: _Parameter, tp_size: int) -> Shape:
+    def _shard_shape(self, parameter: Parameter, tp_size: int) -> Shape:
         full, dim = parameter.full_shape, parameter.tp_dim
         if dim is None:
             return full
@@ -368,7 +357,7 @@ class Mapping:
 
 
 def _read_rows(
-    parameter: _Parameter, source: TensorSource, begin: int, end: int
+    parameter: Parameter, source: TensorSource, begin: int, end: int
 ) -> list[torch.Tensor]:
     """Rows begin to end of a full parameter, in pieces: views of what was read, and no more is."""
     pieces: dict[int, torch.Tensor] = {}  # by the row of the full parameter

@@ -33,11 +33,7 @@ def first_difference(hf: "str | Path", other: "str | Path") -> Optional[str]:
             return f"tensor {name}: dtype {left.dtype(name)} and {right.dtype(name)}"
         if left.shape(name) != right.shape(name):
             return f"tensor {name}: shape {list(left.shape(name))} and {list(right.shape(name))}"
-    for name in left.names():
-        difference = _first_position(name, left, right)
-        if difference:
-            return difference
-    return None
+    return next(filter(None, (_first_position(name, left, right) for name in left.names())), None)
 
 
 def _first_position(name: str, left: SafetensorsSource, right: SafetensorsSource) -> Optional[str]:

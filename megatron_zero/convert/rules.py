@@ -82,7 +82,6 @@ class Family:
     """
 
     model_type: str
-    architectures: tuple[str, ...]
     rules: tuple[Rule, ...]
     tied_rules: tuple[Rule, ...]  # added when tie_word_embeddings is true
     untied_rules: tuple[Rule, ...]  # added when it is false
@@ -103,12 +102,6 @@ class Family:
         Raises:
             ValueError: naming the field.
         """
-        architectures = hf_config.get("architectures") or ()
-        names = [architectures] if isinstance(architectures, str) else list(architectures)
-        for name in names:
-            if name not in self.architectures:
-                valid = f"must be one of {list(self.architectures)}"
-                configs.refuse(f"architectures={names}", valid)
         configs.check_fields({**self.defaults, **hf_config}, self.checks)
         quantization = hf_config.get("quantization_config")
         if quantization is not None and not (self.fp8_blocks and is_fp8_blocks(quantization)):

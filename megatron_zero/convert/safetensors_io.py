@@ -194,8 +194,7 @@ def write_hf_checkpoint(
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ValueError(f"{final} exists already")
     partial = final.with_name(final.name + ".incomplete")
-    if partial.exists():
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         total = _write_shards(partial, tensors, max_shard_bytes)

@@ -7,6 +7,7 @@ only before the directory gets its name.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 _JOURNAL = "journal.jsonl"
-_BLOCK = 16 * 2**20
 _PART = 2**20
 _SYNC = 128 * 2**20
 
@@ -107,11 +107,9 @@ class OutputDirectory:
         record, path = self._done.get(name), self.partial / name
         if record is None or not path.is_file() or path.stat().st_size != record["size"]:
             return None
-        digest = xxhash.xxh3_128()
         with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                self._bar.update(len(block))
+            digest = hashlib.file_digest(file, xxhash.xxh3_128)
+        self._bar.update(record["size"])
         return record["note"] if digest.hexdigest() == record["digest"] else None
 
     def create(self, name: str) -> OutputFile:

@@ -51,7 +51,7 @@ class MegatronTensors:
     def dtype(self, hf_name: str) -> torch.dtype:
         name = self._origin[hf_name]
         stored = self._reader.dtype(self._places[name].key)
-        return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.stays_float32(name))
+        return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.parameter(name).float32)
 
     def nbytes(self, hf_name: str) -> int:
         return math.prod(self.mapping.hf_shape(hf_name)) * self.dtype(hf_name).itemsize

@@ -162,14 +162,15 @@ def _files(
 def _parameter(
     mapping: Mapping, source: TensorSource, name: str, dtype: str, tp_size: int
 ) -> _Parameter:
-    hf_names = mapping.hf_sources(name)
-    stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in hf_names}
+    mapped = mapping.parameter(name)
+    stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in mapped.hf_names}
     if len(stored) > 1:
-        raise ValueError(f"HF tensors {', '.join(hf_names)}: must have one type, not {[*stored]}")
-    chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapping.stays_float32(name))
+        names = ", ".join(mapped.hf_names)
+        raise ValueError(f"HF tensors {names}: must have one type, not {[*stored]}")
+    chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapped.float32)
     # Every rank holds its part of each block: of gate and of up, where they are stacked.
-    parts = tp_size * mapping.num_blocks(name)
-    blocks = list(_blocks(mapping.full_shape(name), chosen.itemsize, mapping.tp_dim(name), parts))
+    parts = tp_size * mapped.kind.num_blocks
+    blocks = list(_blocks(mapped.full_shape, chosen.itemsize, mapped.tp_dim, parts))
     entry = mapping.checkpoint_entry(name)
     return _Parameter(name=name, entry=entry, dtype=chosen, blocks=blocks)
 

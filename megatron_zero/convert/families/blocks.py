@@ -149,18 +149,17 @@ def decoder(
     """
     return Family(
         model_type=model_type,
-        architectures=(architecture,),
         rules=(*FIRST, *layers, *LAST, *after),
         tied_rules=TIED,
         untied_rules=UNTIED,
-        checks=common_checks(attention_bias=attention_bias) | (checks or {}),
+        checks=common_checks(architecture, attention_bias=attention_bias) | (checks or {}),
         defaults={**DEFAULTS, **(defaults or {})},
         ignored=ROTARY,
         **family,
     )
 
 
-def common_checks(*, attention_bias: bool) -> Checks:
+def common_checks(architecture: str, *, attention_bias: bool) -> Checks:
     """What every family's config must say or leave out.
 
     The second half are fields by which other architectures change the computation; a config that
@@ -178,6 +177,7 @@ def common_checks(*, attention_bias: bool) -> Checks:
         **dict.fromkeys(("hidden_dropout", "embd_pdrop", "resid_pdrop"), (0, None)),
     }
     return {
+        "architectures": ((architecture, None), "the table is of one class"),
         "hidden_act": (("silu",), "the MLP is SwiGLU"),
         "use_sliding_window": ((False,), whole),
         "layer_types": (("full_attention",), whole),

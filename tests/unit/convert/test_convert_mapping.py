@@ -147,7 +147,7 @@ def test_tied_output_layer_is_read_from_the_embedding_and_not_exported() -> None
     assert "lm_head.weight" not in mapping.hf_names()
     shard = mapping.to_megatron_shard("output_layer.weight", DictSource(hf), 1, 2)
     assert torch.equal(shard[:25], hf["model.embed_tokens.weight"][28:])
-    assert mapping.hf_sources("output_layer.weight") == ("model.embed_tokens.weight",)
+    assert mapping.parameter("output_layer.weight").hf_names == ("model.embed_tokens.weight",)
     assert mapping.to_hf("output_layer.weight", torch.ones(PADDED, 24)) == []
 
 
@@ -192,8 +192,8 @@ def test_names_run_in_forward_order() -> None:
 def test_replicated_parameter_needs_one_shard_only() -> None:
     mapping = mapping_for(qwen2_config())
     norm = torch.randn(24)
-    assert mapping.tp_dim("decoder.final_layernorm.weight") is None
-    assert mapping.tp_dim("decoder.layers.0.self_attention.linear_proj.weight") == 1
+    assert mapping.parameter("decoder.final_layernorm.weight").tp_dim is None
+    assert mapping.parameter("decoder.layers.0.self_attention.linear_proj.weight").tp_dim == 1
     for count in (1, 4):
         merged = mapping.merge_shards("decoder.final_layernorm.weight", [norm] * count)
         assert torch.equal(merged, norm)
@@ -205,7 +205,6 @@ def test_rules_may_count_experts_too() -> None:
     shape = ("intermediate_size", "hidden_size")
     family = Family(
         model_type="toy",
-        architectures=(),
         rules=(
             Rule(
                 megatron="decoder.layers.{layer}." + expert,
