@@ -106,7 +106,7 @@ class Mapping:
             layers = "|".join(str(first + i) for i in range(self.dims["mtp"]))
             ignored.append(rf"model\.layers\.({layers})\..*")
             self.dims["mtp"] = 0
-        self._ignored = tuple(re.compile(pattern) for pattern in ignored)
+        self._ignored = re.compile("|".join(ignored))
         self._parameters: dict[str, Parameter] = {}
         self._aliases: dict[str, str] = {}
         self._hf: dict[str, tuple[Shape, str]] = {}  # name -> shape, init
@@ -182,10 +182,8 @@ class Mapping:
         missing = sorted(set(self._hf) - set(present))
         if missing:
             raise ValueError(f"HF checkpoint lacks {_listed(missing)}")
-        extra = [name for name in present if name not in self._hf]
-        unmapped = sorted(
-            name for name in extra if not any(p.fullmatch(name) for p in self._ignored)
-        )
+        extra = (name for name in present if name not in self._hf)
+        unmapped = sorted(name for name in extra if not self._ignored.fullmatch(name))
         if unmapped:
             rule = f"no {self.family.model_type} rule"
             raise ValueError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
