@@ -23,11 +23,9 @@ def first_difference(hf: "str | Path", other: "str | Path") -> Optional[str]:
     """
     left = SafetensorsSource(local_directory(hf, "hf"))
     right = SafetensorsSource(local_directory(other, "other"))
-    for name in sorted({*left.names(), *right.names()}):
-        if name not in right.names():
-            return f"tensor {name} is missing in {other}"
-        if name not in left.names():
-            return f"tensor {name} is in {other} only"
+    if unpaired := sorted(set(left.names()) ^ set(right.names())):
+        where = "is missing in" if unpaired[0] in left.names() else "is only in"
+        return f"tensor {unpaired[0]} {where} {other}"
     for name in left.names():
         if left.dtype(name) != right.dtype(name):
             return f"tensor {name}: dtype {left.dtype(name)} and {right.dtype(name)}"

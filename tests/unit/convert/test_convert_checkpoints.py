@@ -210,7 +210,7 @@ def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> 
 NORM = "model.norm.weight"
 DIFFERENCES = [
     (lambda t: t.pop(NORM), f"tensor {NORM} is missing"),
-    (lambda t: t.update(new=t[NORM].clone()), "tensor new is in .* only"),
+    (lambda t: t.update(new=t[NORM].clone()), "tensor new is only in"),
     (
         lambda t: t.update({NORM: t[NORM].float()}),
         f"{NORM}: dtype torch.bfloat16 and torch.float32",
