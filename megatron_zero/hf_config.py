@@ -34,7 +34,9 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
     """
     if not model.path:
         return _made_config(model)
-    path = _config_path(model.path)
+    path = local_folder("model.path", model.path, ["config.json"]) / "config.json"
+    if not path.is_file():
+        fail("model.path", model.path, f"{path.parent} has no config.json")
     try:
         hf_config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -69,26 +71,24 @@ def with_vocab_size(hf_config: dict[str, Any], num_tokens: int) -> dict[str, Any
     return hf_config
 
 
-def _config_path(path: str) -> Path:
+def local_folder(option: str, path: str, patterns: "list[str]") -> Path:
+    """`path` if it is a folder, else one with what the hub's model of that id has of `patterns`.
+
+    Raises:
+        ValueError: neither is there; names `option`.
+    """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            fail("model.path", path, "the folder has no config.json")
-        return folder / "config.json"
+        return folder
     if not _HUB_ID.fullmatch(path) or path.startswith("."):
-        fail("model.path", path, "no such folder")
-    return _from_hub(path)
-
-
-def _from_hub(repository: str) -> Path:
-    from huggingface_hub import hf_hub_download  # not needed for local models
+        fail(option, path, "no such folder")
+    from huggingface_hub import snapshot_download  # not needed for local models
 
     try:
-        return Path(hf_hub_download(repository, "config.json"))
+        return Path(snapshot_download(path, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
-        valid = f"neither a folder nor a model that can be had from the hub: {reason}"
-        fail("model.path", repository, valid)
+        fail(option, path, f"neither a folder nor a model that can be had from the hub: {reason}")
 
 
 def _made_config(model: ModelConfig) -> dict[str, Any]:

@@ -135,21 +135,9 @@ def describe_objective(config: RunConfig) -> str:
     temperature: `old` the policy's before the rollout's first update, `ref` the frozen reference
     policy's, `rollout` the engine's.
     """
-    lines = [
-        ("advantage", _advantage(config)),
-        ("overlong", _overlong(config)),
-        ("loss", _loss(config)),
-        ("ratio", _ratio(config)),
-        ("KL", _kl(config)),
-        ("entropy", _entropy(config)),
-        ("balance", _balance(config)),
-        ("importance", _importance(config)),
-        ("mask", _mask(config)),
-        ("sampling", _sampling(config)),
-        ("steps", _steps(config)),
-        ("truncated", _truncated(config)),
-    ]
-    body = "\n".join(f"  {name:<11} {text}" for name, text in lines if text)
+    parts = [_advantage, _overlong, _loss, _ratio, _KL, _entropy, _balance, _importance, _mask]
+    texts = {part.__name__[1:]: part(config) for part in (*parts, _sampling, _steps, _truncated)}
+    body = "\n".join(f"  {name:<11} {text}" for name, text in texts.items() if text)
     return f"objective: {preset_title(config)}\n{body}"
 
 
@@ -224,7 +212,7 @@ def _ratio(config: RunConfig) -> str:
     return f"{ratio}   {temperature}"
 
 
-def _kl(config: RunConfig) -> str:
+def _KL(config: RunConfig) -> str:
     coef, kind = config.loss.kl_coef, config.loss.kl_kind
     if coef > 0:
         forms = {"k1": "−d", "k2": "d²/2", "k3": "exp(d) − 1 − d"}

@@ -29,14 +29,12 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict] = {}  # those of `_RULES` only
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-            if key in seen:
-                raise ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-            seen.add(key)
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if not isinstance(key, str) or key in keys[:i]:
+                problem = "is given twice" if isinstance(key, str) else "is not text"
+                mark = node.value[i][0].start_mark
+                raise ConstructorError(None, None, f"key {key!r} {problem}", mark)
         return super().construct_mapping(node, deep)
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int:

@@ -1,9 +1,9 @@
 """HF checkpoints <-> Megatron parameters: tables of data over tested tensor functions.
 
-Reading order: `tensors` (what a packed tensor looks like), `kinds` (the same for shards and
-files), `rules` (the vocabulary of a table), `mapping` (a table applied to one model), `families`
-(the tables). Whole checkpoints: `to_megatron` and `to_hf` over `dist_checkpoint`,
-`safetensors_io` and `streaming`; `verify` and `roundtrip` check them.
+Reading order: `tensors` (what a packed tensor looks like), `rules` (the vocabulary of a table),
+`mapping` (a table applied to one model), `families` (the tables). Whole checkpoints: `to_megatron`
+and `to_hf` over `dist_checkpoint`, `safetensors_io` and `streaming`; `verify` and `roundtrip` check
+them.
 Nothing here knows about process groups: ranks and sizes are plain integers.
 
 `hf_to_megatron`, `megatron_to_hf` and `first_difference` are what `tools/convert` calls.

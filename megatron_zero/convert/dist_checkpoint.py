@@ -8,6 +8,7 @@ the grid in which a checkpoint was written does not bind its readers.
 """
 
 import functools
+import itertools
 import json
 import math
 import pickle
@@ -20,20 +21,12 @@ from typing import Any
 
 import torch
 import torch.utils.serialization
+from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 from torch.distributed.checkpoint.utils import _create_file_view
 from torch.serialization import skip_data
 
-from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.mapping import Mapping, check_shape
 from megatron_zero.convert.sources import mapped, raw_bytes
 
 FORMAT_NAME, METADATA_NAME, COMMON_NAME = "metadata.json", ".metadata", "common.pt"
@@ -101,15 +94,16 @@ class CheckpointReader:
                 metadata = _MetadataUnpickler(file).load()
             entries, stored = metadata.state_dict_metadata, metadata.storage_data
         except (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{self.directory} is no Megatron distributed checkpoint: {error}"
-            ) from error
-        self._entries = {k: v for k, v in entries.items() if isinstance(v, TensorStorageMetadata)}
+            what = f"{self.directory} is no Megatron distributed checkpoint"
+            raise ValueError(f"{what}: {error}") from error
+        self._entries = {
+            k: v for k, v in entries.items() if isinstance(v, dcp.TensorStorageMetadata)
+        }
         self.keys: Set[str] = self._entries.keys()
         self._chunks: dict[str, list[Chunk]] = defaultdict(list)
         for key, entry in self._entries.items():
             for chunk in entry.chunks:
-                info = stored[MetadataIndex(key, chunk.offsets)]
+                info = stored[dcp.MetadataIndex(key, chunk.offsets)]
                 place = (info.relative_path, info.offset, info.length)
                 self._chunks[key].append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), *place))
         self._check_files()
@@ -120,10 +114,6 @@ class CheckpointReader:
     def dtype(self, key: str) -> torch.dtype:
         return self._entry(key).properties.dtype
 
-    def read(self, place: Place) -> torch.Tensor:
-        """A parameter, whole; see `pieces`."""
-        return torch.cat(self.pieces(place))
-
     def pieces(self, place: Place) -> list[torch.Tensor]:
         """A parameter in pieces, one after the other along dim 0, mapped where chunks allow it.
 
@@ -132,40 +122,34 @@ class CheckpointReader:
         """
         depth = len(place.index)
         shape = self.shape(place.key)[depth:]
-        bands: list[tuple[int, list[Chunk]]] = []  # last row; chunks that share rows
-        for chunk in sorted(self._chunks[place.key], key=lambda chunk: chunk.offsets[depth]):
+        bands: dict[tuple[int, int], list[Chunk]] = defaultdict(list)  # by first row and rows
+        for chunk in self._chunks[place.key]:
             index = zip(place.index, chunk.offsets, chunk.sizes, strict=False)
             if all(o <= i < o + n for i, o, n in index):
-                first, rows = chunk.offsets[depth], chunk.sizes[depth]
-                if bands and first < bands[-1][0]:
-                    end, chunks = bands.pop()
-                    bands.append((max(end, first + rows), [*chunks, chunk]))
-                else:
-                    bands.append((first + rows, [chunk]))
-        pieces = [self._join(chunks, place, shape[1:]) for _, chunks in bands]
-        covered = sum(math.prod(c.sizes[depth:]) for _, chunks in bands for c in chunks)
-        if covered != math.prod(shape) or sum(map(len, pieces)) != shape[0]:
+                bands[chunk.offsets[depth], chunk.sizes[depth]].append(chunk)
+        pieces = [self._join(bands[band], place, shape[1:]) for band in sorted(bands)]
+        ends = itertools.accumulate(rows for _, rows in sorted(bands))
+        follow = [first + rows for first, rows in sorted(bands)] == list(ends)
+        held = itertools.chain(*bands.values())
+        covered = sum(math.prod(chunk.sizes[depth:]) for chunk in held)
+        if not follow or covered != math.prod(shape):
             raise ValueError(f"{self.directory} holds {place.key} {list(place.index)} in part only")
         return pieces
 
-    def _entry(self, key: str) -> TensorStorageMetadata:
+    def _entry(self, key: str) -> dcp.TensorStorageMetadata:
         if key not in self._entries:
             raise ValueError(f"{self.directory} lacks {key}")
         return self._entries[key]
 
     def _join(self, chunks: list[Chunk], place: Place, rest: tuple[int, ...]) -> torch.Tensor:
-        """The rows that chunks hold together, of `rest` each."""
-        depth = len(place.index)
+        """The rows that chunks, each with all of them, hold together, of `rest` each."""
         tensors = [self._map_chunk(chunk, place) for chunk in chunks]
         if len(chunks) == 1 and tensors[0].shape[1:] == rest:
             return tensors[0]
-        first = min(chunk.offsets[depth] for chunk in chunks)
-        last = max(chunk.offsets[depth] + chunk.sizes[depth] for chunk in chunks)
-        joined = torch.empty((last - first, *rest), dtype=tensors[0].dtype)
+        joined = torch.empty((len(tensors[0]), *rest), dtype=tensors[0].dtype)
         for chunk, tensor in zip(chunks, tensors, strict=True):
-            start, *others = chunk.offsets[depth:]
-            places = zip((start - first, *others), tensor.shape, strict=True)
-            joined[tuple(slice(o, o + n) for o, n in places)] = tensor
+            places = zip(chunk.offsets[len(place.index) + 1 :], tensor.shape[1:], strict=True)
+            joined[:, *(slice(o, o + n) for o, n in places)] = tensor
         return joined
 
     def _map_chunk(self, chunk: Chunk, place: Place) -> torch.Tensor:
@@ -218,11 +202,7 @@ def locate(mapping: Mapping, name: str, reader: CheckpointReader) -> Place:
         shape = (mapping.dims["num_hidden_layers"], *entry.shape)
         if key not in reader.keys:
             raise ValueError(f"{reader.directory} lacks {entry.key}")
-    if reader.shape(place.key) != shape:
-        raise ValueError(
-            f"{place.key} in {reader.directory} has shape {list(reader.shape(place.key))}, "
-            f"expected {list(shape)}"
-        )
+    check_shape(f"{place.key} in {reader.directory}", reader.shape(place.key), shape)
     return place
 
 
@@ -292,24 +272,25 @@ def write_metadata(
     state: dict[str, Any] = {}
     storage = {}
     for key, (shape, dtype) in keys.items():
-        blocks = [
-            ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)) for c in chunks[key]
-        ]
-        state[key] = TensorStorageMetadata(TensorProperties(dtype), torch.Size(shape), blocks)
+        blocks = []
         for c in chunks[key]:
-            storage[MetadataIndex(key, c.offsets)] = _StorageInfo(c.file, c.start, c.length)
+            blocks.append(dcp.ChunkStorageMetadata(torch.Size(c.offsets), torch.Size(c.sizes)))
+            storage[dcp.MetadataIndex(key, c.offsets)] = _StorageInfo(c.file, c.start, c.length)
+        state[key] = dcp.TensorStorageMetadata(
+            dcp.TensorProperties(dtype), torch.Size(shape), blocks
+        )
     torch.save([None], directory / _NOTHING_NAME)
     nothing = _StorageInfo(_NOTHING_NAME, 0, (directory / _NOTHING_NAME).stat().st_size)
     for key in (key for name, (shape, _) in keys.items() for key in _extra_states(name, shape)):
-        state[key], storage[MetadataIndex(key)] = BytesStorageMetadata(), nothing
-    metadata = Metadata(
-        state, storage_data=storage, storage_meta=StorageMeta(), version=CURRENT_DCP_VERSION
+        state[key], storage[dcp.MetadataIndex(key)] = dcp.BytesStorageMetadata(), nothing
+    metadata = dcp.Metadata(
+        state, storage_data=storage, storage_meta=dcp.StorageMeta(), version=CURRENT_DCP_VERSION
     )
     (directory / METADATA_NAME).write_bytes(pickle.dumps(metadata))
     torch.save({"content_metadata": content}, directory / COMMON_NAME)
-    formats = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-    formats |= {"common_backend": "torch", "common_backend_version": 1}
-    (directory / FORMAT_NAME).write_text(json.dumps(formats))
+    backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
+    versions = {f"{kind}_version": 1 for kind in backends}
+    (directory / FORMAT_NAME).write_text(json.dumps(backends | versions))
 
 
 def _extra_states(key: str, shape: tuple[int, ...]) -> Iterator[str]:

@@ -5,7 +5,6 @@ and columns, the last ones of a row or column possibly cut off: weight = X * sca
 """
 
 from collections.abc import Mapping
-from typing import Optional
 
 import torch
 
@@ -55,26 +54,17 @@ class DequantizedSource:
     def dtype(self, name: str) -> torch.dtype:
         return self._dtype if name in self._scaled else self._source.dtype(name)
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
-        stored = self._source.read(name, dim, start, end)
+    def read(self, name: str, *part: slice) -> torch.Tensor:
+        stored = self._source.read(name, *part)
         if name not in self._scaled:
             return stored
         shape, scale = self.shape(name), self._source.read(name + SCALE)
         blocks = [-(-size // block) for size, block in zip(shape, self._block, strict=True)]
         if list(scale.shape) != blocks:
-            raise ValueError(
-                f"HF tensor {name + SCALE} has shape {list(scale.shape)}, expected {blocks}"
-            )
-        first = [0, 0]
-        if dim is not None:
-            first[dim] = start or 0
+            shapes = f"has shape {list(scale.shape)}, expected {blocks}"
+            raise ValueError(f"HF tensor {name + SCALE} {shapes}")
+        cuts = (*part, slice(None), slice(None))
         for d in (0, 1):
-            positions = torch.arange(first[d], first[d] + stored.shape[d]) // self._block[d]
+            positions = torch.arange(shape[d])[cuts[d]] // self._block[d]
             scale = scale.index_select(d, positions)
         return (stored.float() * scale.float()).to(self._dtype)

@@ -11,15 +11,8 @@ from typing import NoReturn, Optional
 
 HfConfig = Mapping[str, object]
 Dims = dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigCheck:
-    """A field that must be missing or have one of `allowed`; lists are checked per element."""
-
-    field: str
-    allowed: tuple[object, ...]
-    reason: str
+# field -> values it may have where it is given (of lists: each element), and why
+Checks = dict[str, tuple[tuple[object, ...], str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,20 +33,17 @@ _SIZES += ("num_attention_heads",)
 _NO_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
-def check_fields(hf_config: HfConfig, checks: tuple[ConfigCheck, ...]) -> None:
+def check_fields(hf_config: HfConfig, checks: Checks) -> None:
     """Refuse a config with a field outside its allowed values.
 
     Raises:
         ValueError: naming the field, its value and why it matters.
     """
-    for check in checks:
-        if check.field not in hf_config:
-            continue
-        value = hf_config[check.field]
+    for name, (allowed, reason) in checks.items():
+        value = hf_config.get(name, ())
         for item in value if isinstance(value, (list, tuple)) else (value,):
-            if item not in check.allowed:
-                allowed = " or ".join(repr(x) for x in check.allowed)
-                _refuse(f"{check.field}={value!r}", f"{check.reason}; must be {allowed}")
+            if item not in allowed:
+                refuse(f"{name}={value!r}", f"{reason}; must be {' or '.join(map(repr, allowed))}")
 
 
 def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) -> RopeSettings:
@@ -96,18 +86,17 @@ def decoder_dims(hf_config: HfConfig) -> Dims:
     """
     dims = {name: size_of(hf_config, name) for name in _SIZES}
     heads, hidden_size = dims["num_attention_heads"], dims["hidden_size"]
-    groups = heads
-    if hf_config.get("num_key_value_heads", 0) is not None:
-        groups = size_of(hf_config, "num_key_value_heads")
+    is_null = hf_config.get("num_key_value_heads", 0) is None
+    groups = heads if is_null else size_of(hf_config, "num_key_value_heads")
     if heads % groups:
-        _refuse(f"num_key_value_heads={groups}", f"must divide num_attention_heads={heads}")
+        refuse(f"num_key_value_heads={groups}", f"must divide num_attention_heads={heads}")
     if hf_config.get("head_dim") is not None:
         head_dim = size_of(hf_config, "head_dim")
     else:
         head_dim, rest = divmod(hidden_size, heads)
         if rest:
             valid = f"must divide hidden_size={hidden_size} when head_dim is not given"
-            _refuse(f"num_attention_heads={heads}", valid)
+            refuse(f"num_attention_heads={heads}", valid)
     dims |= {"num_key_value_heads": groups, "head_dim": head_dim}
     return dims | {"q_rows": heads * head_dim, "kv_rows": groups * head_dim}
 
@@ -142,7 +131,7 @@ def expert_count(hf_config: HfConfig) -> int:
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     found = [name for name in names if name in hf_config]
     if not found:
-        _refuse(names[0], "missing")
+        refuse(names[0], "missing")
     _agreed("num_experts", [hf_config[name] for name in found])
     return size_of(hf_config, found[0])
 
@@ -150,10 +139,10 @@ def expert_count(hf_config: HfConfig) -> int:
 def size_of(hf_config: HfConfig, name: str) -> int:
     """A field that must be a positive integer."""
     if name not in hf_config:
-        _refuse(name, "missing")
+        refuse(name, "missing")
     value = hf_config[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        _refuse(f"{name}={value!r}", "must be a positive integer")
+        refuse(f"{name}={value!r}", "must be a positive integer")
     return value
 
 
@@ -162,9 +151,9 @@ def _rope_block(hf_config: HfConfig, name: str) -> HfConfig:
     if block is None:
         return {}
     if not isinstance(block, Mapping):
-        _refuse(f"{name}={block!r}", "must be null or an object")
+        refuse(f"{name}={block!r}", "must be null or an object")
     if any(isinstance(value, Mapping) for value in block.values()):
-        _refuse(f"{name}={block!r}", "settings per layer type are not covered")
+        refuse(f"{name}={block!r}", "settings per layer type are not covered")
     return block
 
 
@@ -175,7 +164,7 @@ def _rope_type(block: HfConfig) -> object:
 
 def _agreed(field: str, values: list[object]) -> object:
     if any(value != values[0] for value in values):
-        _refuse(field, f"given more than once, as {values}")
+        refuse(field, f"given more than once, as {values}")
     return values[0]
 
 
@@ -184,11 +173,12 @@ def _number(field: str, blocks: list[HfConfig], default: Optional[float] = None)
     given = [block[field] for block in blocks if block.get(field) is not None]
     value = _agreed(field, given or [default])
     if value is None:
-        _refuse(field, "missing, at the top and in rope_parameters alike")
+        refuse(field, "missing, at the top and in rope_parameters alike")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        _refuse(f"{field}={value!r}", "must be a number")
+        refuse(f"{field}={value!r}", "must be a number")
     return float(value)
 
 
-def _refuse(what: str, reason: str) -> NoReturn:
+def refuse(what: str, reason: str) -> NoReturn:
+    """Every refusal of a `config.json` has this form."""
     raise ValueError(f"HF config {what}: {reason}")

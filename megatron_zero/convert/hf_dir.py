@@ -12,6 +12,7 @@ from megatron_zero.checks import fail
 from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
 from megatron_zero.convert.safetensors_io import INDEX_NAME, SafetensorsSource
 from megatron_zero.convert.sources import TensorSource
+from megatron_zero.hf_config import local_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HF_FILES = "hf_files.json"  # in a Megatron directory: the original's files and their tensors
@@ -23,30 +24,14 @@ _NOT_CARRIED = ("config.json", INDEX_NAME, HF_FILES, "metadata.json")
 def local_directory(
     path: "str | Path", option: str, group: Optional[dist.ProcessGroup] = None
 ) -> Path:
-    """`path` if it is a folder, else the hub's files of that id, downloaded.
+    """`path` if it is a folder, else the hub's files of that id: see `hf_config.local_folder`.
 
     Args:
-        path: a folder or hub id.
-        option: what it was given as, for error messages.
         group: all ranks of a job, where all of them ask: the first downloads before the others.
-
-    Raises:
-        ValueError: neither is there.
     """
-    directory = Path(path).expanduser()
-    if directory.is_dir():
-        return directory
-    if directory.is_absolute() or str(path).startswith(".") or str(path).count("/") > 1:
-        fail(option, str(path), "no such folder")
-    from huggingface_hub import snapshot_download
-
     if group is not None and group.rank() > 0:
         dist.barrier(group=group)
-    try:
-        found = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", *MODEL_FILES]))
-    except (OSError, ValueError) as error:  # what the hub's errors derive from
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{option}={str(path)!r}: no such folder or hub id: {reason}") from error
+    found = local_folder(option, str(path), ["*.safetensors", *MODEL_FILES])
     if group is not None and group.rank() == 0:
         dist.barrier(group=group)
     return found

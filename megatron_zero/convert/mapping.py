@@ -16,26 +16,28 @@ from typing import Optional
 
 import torch
 
+from megatron_zero.checks import fail
 from megatron_zero.convert.hf_config import HfConfig, rope_settings
-from megatron_zero.convert.kinds import KINDS, Kind, Shape, Split
 from megatron_zero.convert.rules import INDEX, Family, Rule
-from megatron_zero.convert.sources import TensorSource, take_rows
+from megatron_zero.convert.sources import TensorSource
+from megatron_zero.convert.tensors import KINDS, Kind, Ranges, Shape, take_rows
 
 EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Parameter:
+class Parameter:
     """One rule at one index: all names and shapes of one Megatron parameter."""
 
     name: str
     kind: Kind
-    tp_dim: Optional[int]
-    hf_names: tuple[str, ...]
+    tp_dim: Optional[int]  # what tensor parallelism splits; None: replicated
+    hf_names: tuple[str, ...]  # what it is read from
     hf_shapes: tuple[Shape, ...]
+    hf_rows: list[Ranges]  # of the full tensor, for each HF tensor
     full_shape: Shape
     exported: bool
-    float32: bool
+    float32: bool  # whatever the dtype of the weights
     checkpoint_name: str
 
 
@@ -50,6 +52,11 @@ class CheckpointEntry:
     key: str
     shape: Shape  # of the whole key, stacked experts included
     expert: Optional[int]
+
+    def within(self, offsets: Shape, sizes: Shape) -> tuple[Shape, Shape]:
+        """A block of the parameter as one of the key: where it starts, and its sizes."""
+        stacked = self.expert is not None
+        return ((self.expert, *offsets), (1, *sizes)) if stacked else (offsets, sizes)
 
 
 class Mapping:
@@ -90,9 +97,7 @@ class Mapping:
         vocab_size = self.dims["vocab_size"]
         padded = vocab_size if padded_vocab_size is None else padded_vocab_size
         if padded < vocab_size:
-            raise ValueError(
-                f"padded_vocab_size={padded}: must be at least vocab_size={vocab_size}"
-            )
+            fail("padded_vocab_size", padded, f"must be at least vocab_size={vocab_size}")
         self.dims["padded_vocab_size"] = padded
         self.layer_sets = family.layer_sets(self.config, self.dims)
         ignored = list(family.ignored)
@@ -101,8 +106,8 @@ class Mapping:
             layers = "|".join(str(first + i) for i in range(self.dims["mtp"]))
             ignored.append(rf"model\.layers\.({layers})\..*")
             self.dims["mtp"] = 0
-        self._ignored = tuple(re.compile(pattern) for pattern in ignored)
-        self._parameters: dict[str, _Parameter] = {}
+        self._ignored = re.compile("|".join(ignored))
+        self._parameters: dict[str, Parameter] = {}
         self._aliases: dict[str, str] = {}
         self._hf: dict[str, tuple[Shape, str]] = {}  # name -> shape, init
         for rule, index in self._expand():
@@ -131,35 +136,19 @@ class Mapping:
         """How a fresh HF tensor starts: normal, zeros or ones."""
         return self._hf_entry(hf_name)[1]
 
-    def hf_sources(self, megatron_name: str) -> tuple[str, ...]:
-        """The HF tensors a Megatron parameter is read from."""
-        return self._parameter(megatron_name).hf_names
-
     def hf_targets(self, megatron_name: str) -> tuple[str, ...]:
         """The HF tensors a Megatron parameter is written to, copies included, as by `to_hf`."""
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         names = parameter.hf_names if parameter.exported else ()
         return (*names, *(copy for name in names for copy in self._copies.get(name, ())))
 
     def canonical_name(self, megatron_name: str) -> str:
         """The table's own name of a parameter that may be given by an alias."""
-        return self._parameter(megatron_name).name
-
-    def tp_dim(self, megatron_name: str) -> Optional[int]:
-        """The dim that tensor parallelism splits; None for a replicated parameter."""
-        return self._parameter(megatron_name).tp_dim
-
-    def num_blocks(self, megatron_name: str) -> int:
-        """Blocks along `tp_dim` of which each rank holds its part: 2 for gate over up."""
-        return self._parameter(megatron_name).kind.num_blocks
-
-    def stays_float32(self, megatron_name: str) -> bool:
-        """Whether Megatron holds it in float32 whatever the dtype of the weights."""
-        return self._parameter(megatron_name).float32
+        return self.parameter(megatron_name).name
 
     def checkpoint_entry(self, megatron_name: str) -> CheckpointEntry:
         """The parameter's place in a distributed checkpoint; layouts do not change it."""
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         name, shape = parameter.checkpoint_name, parameter.full_shape
         match = EXPERT.search(name)
         if match is None:
@@ -172,7 +161,7 @@ class Mapping:
 
     def full_shape(self, megatron_name: str) -> Shape:
         """Shape of the unsharded Megatron parameter."""
-        return self._parameter(megatron_name).full_shape
+        return self.parameter(megatron_name).full_shape
 
     def shard_shape(self, megatron_name: str, tp_size: int) -> Shape:
         """Shape of every rank's shard.
@@ -180,7 +169,7 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown or its size does not divide by `tp_size`.
         """
-        return self._shard_shape(self._parameter(megatron_name), tp_size)
+        return self._shard_shape(self.parameter(megatron_name), tp_size)
 
     def check_source(self, source: TensorSource) -> None:
         """Compare names and shapes of a whole checkpoint with the table; reads no tensor.
@@ -193,16 +182,13 @@ class Mapping:
         missing = sorted(set(self._hf) - set(present))
         if missing:
             raise ValueError(f"HF checkpoint lacks {_listed(missing)}")
-        extra = [name for name in present if name not in self._hf]
-        unmapped = sorted(
-            name for name in extra if not any(p.fullmatch(name) for p in self._ignored)
-        )
+        extra = (name for name in present if name not in self._hf)
+        unmapped = sorted(name for name in extra if not self._ignored.fullmatch(name))
         if unmapped:
-            raise ValueError(
-                f"HF checkpoint has {_listed(unmapped)}: no {self.family.model_type} rule maps it"
-            )
+            rule = f"no {self.family.model_type} rule"
+            raise ValueError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
         for name, (shape, _) in self._hf.items():
-            _check_shape(f"HF tensor {name}", source.shape(name), shape)
+            check_shape(f"HF tensor {name}", source.shape(name), shape)
 
     def to_megatron_shard(
         self, megatron_name: str, source: TensorSource, tp_rank: int, tp_size: int
@@ -224,15 +210,20 @@ class Mapping:
                 missing or has a wrong shape.
         """
         assert 0 <= tp_rank < tp_size, f"tp_rank={tp_rank} of tp_size={tp_size}"
-        parameter = self._parameter(megatron_name)
-        expected = self._shard_shape(parameter, tp_size)
-        for name, shape in zip(parameter.hf_names, parameter.hf_shapes, strict=True):
-            _check_shape(f"HF tensor {name}", source.shape(name), shape)
-        replicated = parameter.tp_dim is None
-        split = Split(None, 0, 1) if replicated else Split(parameter.tp_dim, tp_rank, tp_size)
-        shard = parameter.kind.read_shard(source, parameter.hf_names, split, self.dims)
-        _check_shape(f"Megatron shard {megatron_name}", tuple(shard.shape), expected)
-        return shard
+        parameter = self.parameter(megatron_name)
+        shape = self._shard_shape(parameter, tp_size)
+        if parameter.tp_dim is None or tp_size == 1:
+            pieces = self.to_megatron_rows(megatron_name, source)
+        elif parameter.tp_dim == 0:
+            blocks, rows = parameter.kind.num_blocks, shape[0] // parameter.kind.num_blocks
+            starts = [(block * tp_size + tp_rank) * rows for block in range(blocks)]
+            pieces = [p for at in starts for p in _read_rows(parameter, source, at, at + rows)]
+        else:
+            (name,), columns = parameter.hf_names, shape[1]
+            check_shape(f"HF tensor {name}", source.shape(name), parameter.full_shape)
+            part = slice(tp_rank * columns, (tp_rank + 1) * columns)
+            pieces = [source.read(name, slice(None), part)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def merge_shards(self, megatron_name: str, shards: Sequence[torch.Tensor]) -> torch.Tensor:
         """The full parameter from the shards of all tensor-parallel ranks.
@@ -246,14 +237,15 @@ class Mapping:
             ValueError: if the name is unknown or a shard has a wrong shape.
         """
         assert shards, f"no shards of {megatron_name}"
-        parameter = self._parameter(megatron_name)
+        parameter = self.parameter(megatron_name)
         expected = self._shard_shape(parameter, len(shards))
         for rank, shard in enumerate(shards):
             label = f"Megatron shard {megatron_name} of tensor-parallel rank {rank}"
-            _check_shape(label, tuple(shard.shape), expected)
+            check_shape(label, tuple(shard.shape), expected)
         if parameter.tp_dim is None or len(shards) == 1:
             return shards[0]
-        return parameter.kind.merge(shards, parameter.tp_dim)
+        blocks = (shard.chunk(parameter.kind.num_blocks, parameter.tp_dim) for shard in shards)
+        return torch.cat(list(itertools.chain(*zip(*blocks, strict=True))), parameter.tp_dim)
 
     def to_hf(self, megatron_name: str, full: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         """The HF tensors of a full Megatron parameter, with their names.
@@ -264,14 +256,10 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown or the shape is not `full_shape(megatron_name)`.
         """
-        parameter = self._parameter(megatron_name)
-        _check_shape(f"Megatron {megatron_name}", tuple(full.shape), parameter.full_shape)
-        if not parameter.exported:
-            return []
-        tensors = parameter.kind.to_hf(full, self.dims)
-        named = dict(zip(parameter.hf_names, tensors, strict=True))
-        copies = [(c, named[name]) for name in named for c in self._copies.get(name, ())]
-        return [*named.items(), *copies]
+        parameter = self.parameter(megatron_name)
+        check_shape(f"Megatron {megatron_name}", tuple(full.shape), parameter.full_shape)
+        tensors = self.to_hf_rows(megatron_name, [full]).items()
+        return [(name, p[0] if len(p) == 1 else torch.cat(p)) for name, p in tensors]
 
     def to_megatron_rows(self, megatron_name: str, source: TensorSource) -> list[torch.Tensor]:
         """The full parameter in pieces, one after the other along dim 0: views of what was read.
@@ -281,29 +269,17 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown, or an HF tensor is missing or has a wrong shape.
         """
-        parameter = self._parameter(megatron_name)
-        runs: list[tuple[int, torch.Tensor]] = []
-        all_rows = parameter.kind.rows(parameter.hf_shapes, self.dims)
-        for name, shape, rows in zip(
-            parameter.hf_names, parameter.hf_shapes, all_rows, strict=True
-        ):
-            _check_shape(f"HF tensor {name}", source.shape(name), shape)
-            pieces = source.read(name).split([end - start for start, end in rows])
-            runs += ((start, piece) for (start, _), piece in zip(rows, pieces, strict=True))
-        pieces = [piece for _, piece in sorted(runs, key=lambda run: run[0])]
-        missing = parameter.full_shape[0] - sum(map(len, pieces))  # the vocabulary's padding
-        padding = pieces[0].new_zeros(missing, *parameter.full_shape[1:])
-        return [*pieces, padding] if missing else pieces
+        parameter = self.parameter(megatron_name)
+        return _read_rows(parameter, source, 0, parameter.full_shape[0])
 
     def to_hf_rows(
         self, megatron_name: str, pieces: Sequence[torch.Tensor]
     ) -> dict[str, list[torch.Tensor]]:
         """`to_hf` of a parameter in pieces: HF tensors in pieces, all along dim 0."""
-        parameter = self._parameter(megatron_name)
-        all_rows = parameter.kind.rows(parameter.hf_shapes, self.dims)
+        parameter = self.parameter(megatron_name)
         named = {
             name: [piece for start, end in rows for piece in take_rows(pieces, start, end)]
-            for name, rows in zip(parameter.hf_names, all_rows, strict=True)
+            for name, rows in zip(parameter.hf_names, parameter.hf_rows, strict=True)
         }
         copies = {c: named[name] for name in named for c in self._copies.get(name, ())}
         return named | copies if parameter.exported else {}
@@ -313,11 +289,10 @@ class Mapping:
         rules = self.family.rules
         rules += self.family.tied_rules if self.tied else self.family.untied_rules
         for layered, group in itertools.groupby(rules, key=lambda rule: "{layer}" in rule.megatron):
-            members = list(group)
-            for layer in self.layer_sets["all"] if layered else (0,):
-                for rule in members:
-                    if not layered or layer in self.layer_sets[rule.layers]:
-                        yield from ((rule, index) for index in self._indices(rule, layer))
+            layers = self.layer_sets["all"] if layered else (0,)
+            for layer, rule in itertools.product(layers, group):
+                if not layered or layer in self.layer_sets[rule.layers]:
+                    yield from ((rule, index) for index in self._indices(rule, layer))
 
     def _indices(self, rule: Rule, layer: int) -> Iterator[dict[str, int]]:
         """All values of the rule's placeholders besides `{layer}`."""
@@ -330,12 +305,13 @@ class Mapping:
     def _add(self, rule: Rule, index: dict[str, int]) -> None:
         kind = KINDS[rule.kind]
         shapes = tuple(tuple(self.dims[size] for size in tensor.shape) for tensor in rule.hf)
-        parameter = _Parameter(
+        parameter = Parameter(
             name=rule.megatron.format(**index),
             kind=kind,
             tp_dim=rule.tp_dim,
             hf_names=tuple(tensor.name.format(**index) for tensor in rule.hf),
             hf_shapes=shapes,
+            hf_rows=kind.ranges(shapes, self.dims),
             full_shape=kind.full_shape(shapes, self.dims),
             exported=rule.exported,
             float32=rule.float32,
@@ -350,12 +326,16 @@ class Mapping:
                 assert name not in self._hf, f"two rules export {name}"
                 self._hf[name] = (shape, tensor.init)
 
-    def _parameter(self, megatron_name: str) -> _Parameter:
+    def parameter(self, megatron_name: str) -> Parameter:
+        """Everything about one parameter, which may be given by its alias.
+
+        Raises:
+            ValueError: no rule maps it.
+        """
         name = self._aliases.get(megatron_name, megatron_name)
         if name not in self._parameters:
-            raise ValueError(
-                f"Megatron parameter {megatron_name}: no rule of {self.family.model_type} maps it"
-            )
+            rule = f"no rule of {self.family.model_type}"
+            raise ValueError(f"Megatron parameter {megatron_name}: {rule} maps it")
         return self._parameters[name]
 
     def _hf_entry(self, hf_name: str) -> tuple[Shape, str]:
@@ -363,19 +343,39 @@ class Mapping:
             raise ValueError(f"HF tensor {hf_name}: no rule of {self.family.model_type} maps it")
         return self._hf[hf_name]
 
-    def _shard_shape(self, parameter: _Parameter, tp_size: int) -> Shape:
+    def _shard_shape(self, parameter: Parameter, tp_size: int) -> Shape:
         full, dim = parameter.full_shape, parameter.tp_dim
         if dim is None:
             return full
         if full[dim] % (tp_size * parameter.kind.num_blocks):
-            raise ValueError(
-                f"Megatron parameter {parameter.name}: {full[dim] // parameter.kind.num_blocks} "
-                f"positions of dim {dim} do not divide by tensor-parallel size {tp_size}"
-            )
+            positions = f"{full[dim] // parameter.kind.num_blocks} positions of dim {dim}"
+            rule = f"{positions} do not divide by tensor-parallel size {tp_size}"
+            raise ValueError(f"Megatron parameter {parameter.name}: {rule}")
         return (*full[:dim], full[dim] // tp_size, *full[dim + 1 :])
 
 
-def _check_shape(label: str, shape: Shape, expected: Shape) -> None:
+def _read_rows(
+    parameter: Parameter, source: TensorSource, begin: int, end: int
+) -> list[torch.Tensor]:
+    """Rows begin to end of a full parameter, in pieces: views of what was read, and no more is."""
+    pieces: dict[int, torch.Tensor] = {}  # by the row of the full parameter
+    rows = zip(parameter.hf_names, parameter.hf_shapes, parameter.hf_rows, strict=True)
+    for name, shape, ranges in rows:
+        check_shape(f"HF tensor {name}", source.shape(name), shape)
+        skipped = sum(min(b, begin) - a for a, b in ranges if a < begin)
+        wanted = {max(a, begin): min(b, end) for a, b in ranges if a < end and b > begin}
+        sizes = [last - first for first, last in wanted.items()]
+        part = slice(skipped, skipped + sum(sizes))
+        tensor = source.read(name) if sum(sizes) == shape[0] else source.read(name, part)
+        pieces |= zip(wanted, tensor.split(sizes), strict=True)
+    missing = end - begin - sum(map(len, pieces.values()))  # the vocabulary's padding
+    if missing:
+        pieces[end] = tensor.new_zeros(missing, *shape[1:])
+    return [pieces[at] for at in sorted(pieces)]
+
+
+def check_shape(label: str, shape: Shape, expected: Shape) -> None:
+    """Refuse a tensor that is not what the table says."""
     if tuple(shape) != expected:
         raise ValueError(f"{label} has shape {list(shape)}, expected {list(expected)}")
 

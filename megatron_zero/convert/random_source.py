@@ -5,12 +5,11 @@ make any tensor without the ones before it, and sharding happens after, as for a
 """
 
 import hashlib
-from typing import Optional
 
 import torch
 
+from megatron_zero.convert.hf_config import refuse
 from megatron_zero.convert.mapping import Mapping
-from megatron_zero.convert.sources import take
 
 
 class RandomSource:
@@ -28,7 +27,7 @@ class RandomSource:
     def __init__(self, mapping: Mapping, seed: int, dtype: torch.dtype = torch.float32) -> None:
         std = mapping.config["initializer_range"]
         if isinstance(std, bool) or not isinstance(std, (int, float)) or std < 0:
-            raise ValueError(f"HF config initializer_range={std!r}: must be a number from 0 up")
+            refuse(f"initializer_range={std!r}", "must be a number from 0 up")
         self._mapping, self._seed, self._dtype, self._std = mapping, seed, dtype, float(std)
 
     def names(self) -> tuple[str, ...]:
@@ -41,23 +40,15 @@ class RandomSource:
         self._mapping.hf_shape(name)  # refuses unknown names
         return self._dtype
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, *part: slice) -> torch.Tensor:
         shape, init = self._mapping.hf_shape(name), self._mapping.hf_init(name)
-        if init == "zeros":
-            tensor = torch.zeros(shape, dtype=self._dtype)
-        elif init == "ones":
-            tensor = torch.ones(shape, dtype=self._dtype)
-        else:
+        if init == "normal":
             generator = torch.Generator().manual_seed(_seed_of(self._seed, name))
             tensor = torch.empty(shape).normal_(0.0, self._std, generator=generator)
             tensor = tensor.to(self._dtype)
-        return take(tensor, dim, start, end)
+        else:
+            tensor = torch.full(shape, float(init == "ones"), dtype=self._dtype)
+        return tensor[part]
 
 
 def _seed_of(seed: int, name: str) -> int:

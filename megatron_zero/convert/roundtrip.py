@@ -23,28 +23,22 @@ def first_difference(hf: "str | Path", other: "str | Path") -> Optional[str]:
     """
     left = SafetensorsSource(local_directory(hf, "hf"))
     right = SafetensorsSource(local_directory(other, "other"))
-    for name in sorted({*left.names(), *right.names()}):
-        if name not in right.names():
-            return f"tensor {name} is missing in {other}"
-        if name not in left.names():
-            return f"tensor {name} is in {other} only"
+    if unpaired := sorted(set(left.names()) ^ set(right.names())):
+        where = "is missing in" if unpaired[0] in left.names() else "is only in"
+        return f"tensor {unpaired[0]} {where} {other}"
     for name in left.names():
         if left.dtype(name) != right.dtype(name):
             return f"tensor {name}: dtype {left.dtype(name)} and {right.dtype(name)}"
         if left.shape(name) != right.shape(name):
             return f"tensor {name}: shape {list(left.shape(name))} and {list(right.shape(name))}"
-    for name in left.names():
-        difference = _first_position(name, left, right)
-        if difference:
-            return difference
-    return None
+    return next(filter(None, (_first_position(name, left, right) for name in left.names())), None)
 
 
 def _first_position(name: str, left: SafetensorsSource, right: SafetensorsSource) -> Optional[str]:
     shape = left.shape(name)
     rows = max(_BLOCK_ELEMENTS // max(torch.Size(shape[1:]).numel(), 1), 1)
     for start in range(0, shape[0] if shape else 1, rows):
-        part = (0, start, min(start + rows, shape[0])) if shape else (None, None, None)
+        part = (slice(start, start + rows),) if shape else ()
         ours, theirs = (source.read(name, *part) for source in (left, right))
         bits = _BITS[ours.element_size()]
         differs = ours.view(bits) != theirs.view(bits)

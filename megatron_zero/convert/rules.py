@@ -1,24 +1,18 @@
 """The vocabulary of a family's table: tensors, rules, and the config for which they hold.
 
-A `Rule` says which HF tensors make which Megatron parameter, how (`kinds`) and how the parameter
+A `Rule` says which HF tensors make which Megatron parameter, how (`tensors`) and how the parameter
 is split over tensor-parallel ranks. A `Family` is the rules of one HF `model_type`.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
+from megatron_zero.convert import hf_config as configs
 from megatron_zero.convert.fp8 import is_fp8_blocks
-from megatron_zero.convert.hf_config import (
-    ConfigCheck,
-    Dims,
-    HfConfig,
-    check_fields,
-    decoder_dims,
-    rope_settings,
-)
-from megatron_zero.convert.kinds import KINDS
+from megatron_zero.convert.hf_config import Checks, Dims, HfConfig
+from megatron_zero.convert.tensors import KINDS
 
 INITS = ("normal", "zeros", "ones")
 INDEX = re.compile(r"\{(\w+)\}")
@@ -51,7 +45,7 @@ class Rule:
 
     megatron: str
     hf: tuple[HfTensor, ...]
-    kind: str = "copy"  # a key of `kinds.KINDS`
+    kind: str = "copy"  # a key of `tensors.KINDS`
     tp_dim: Optional[int] = None  # None: every tensor-parallel rank holds all of it
     alias: Optional[str] = None
     layers: str = "all"  # a key of the family's `layer_sets`
@@ -68,15 +62,11 @@ class Rule:
         assert not differing, f"{self.megatron}: other placeholders in {differing}"
 
 
-def every_layer(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
-    """Layers that are all alike, and dense."""
-    return {"all": range(dims["num_hidden_layers"])}
-
-
-def every_layer_moe(hf_config: HfConfig, dims: Dims) -> dict[str, Sequence[int]]:
-    """Layers that are all alike, each with experts."""
+def layer_sets(dims: Dims, moe: Collection[int] = ()) -> dict[str, Sequence[int]]:
+    """Layers by what is in them: those of `moe` have experts."""
     layers = range(dims["num_hidden_layers"])
-    return {"all": layers, "moe": layers}
+    sets = {"moe": [i for i in layers if i in moe], "dense": [i for i in layers if i not in moe]}
+    return {"all": layers, **sets}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,24 +74,24 @@ class Family:
     """Everything the engine knows of one HF `model_type`.
 
     `defaults` are the values the HF config class fills in for fields that are not written.
-    `layer_sets` names the layers that a rule may be limited to: "all", and "moe" where there are
-    experts. `copies` are HF tensors that repeat another one, by its name. `ignored` are regular
-    expressions of HF tensors that may be stored and are never read, unless a rule maps them.
+    `layer_sets` names the layers that a rule may be limited to: "all", "moe" (with experts) and
+    "dense", and what else a family needs. `copies` are HF tensors that repeat another one, by its
+    name. `ignored` are regular expressions of HF tensors that may be stored and are never read,
+    unless a rule maps them.
     `fp8_blocks`: weights may be stored in 8 bits with a scale per block.
     """
 
     model_type: str
-    architectures: tuple[str, ...]
     rules: tuple[Rule, ...]
     tied_rules: tuple[Rule, ...]  # added when tie_word_embeddings is true
     untied_rules: tuple[Rule, ...]  # added when it is false
-    checks: tuple[ConfigCheck, ...]
+    checks: Checks
     defaults: dict[str, object]
     rope_theta: float = 10000.0  # where the config has none
     rope_types: tuple[str, ...] = ("default",)
     counts: dict[str, str] = field(default_factory=dict)  # placeholder -> a key of `Dims`
-    dims: Callable[[HfConfig], Dims] = decoder_dims
-    layer_sets: Callable[[HfConfig, Dims], dict[str, Sequence[int]]] = every_layer
+    dims: Callable[[HfConfig], Dims] = configs.decoder_dims
+    layer_sets: Callable[[HfConfig, Dims], dict[str, Sequence[int]]] = lambda c, d: layer_sets(d)
     copies: Callable[[Dims], dict[str, str]] = lambda dims: {}
     fp8_blocks: bool = False
     ignored: tuple[str, ...] = ()
@@ -112,27 +102,14 @@ class Family:
         Raises:
             ValueError: naming the field.
         """
-        architectures = hf_config.get("architectures") or ()
-        names = [architectures] if isinstance(architectures, str) else list(architectures)
-        for name in names:
-            if name not in self.architectures:
-                raise ValueError(
-                    f"HF config architectures={names}: must be one of {list(self.architectures)}"
-                )
-        check_fields({**self.defaults, **hf_config}, self.checks)
+        configs.check_fields({**self.defaults, **hf_config}, self.checks)
         quantization = hf_config.get("quantization_config")
         if quantization is not None and not (self.fp8_blocks and is_fp8_blocks(quantization)):
-            raise ValueError(
-                f"HF config quantization_config={quantization!r}: must be null"
-                + (", or fp8 with weight_block_size" if self.fp8_blocks else "")
-            )
-        rope = rope_settings(hf_config, self.rope_theta)
+            valid = "must be null" + ", or fp8 with weight_block_size" * self.fp8_blocks
+            configs.refuse(f"quantization_config={quantization!r}", valid)
+        rope = configs.rope_settings(hf_config, self.rope_theta)
         if rope.rope_type not in self.rope_types:
-            raise ValueError(
-                f"HF config rope_type={rope.rope_type!r}: rescaled positions are not covered; "
-                f"must be one of {list(self.rope_types)}"
-            )
+            valid = f"must be one of {list(self.rope_types)}: other positions are not covered"
+            configs.refuse(f"rope_type={rope.rope_type!r}", valid)
         if rope.partial_rotary_factor != 1.0:
-            raise ValueError(
-                f"HF config partial_rotary_factor={rope.partial_rotary_factor}: must be 1.0"
-            )
+            configs.refuse(f"partial_rotary_factor={rope.partial_rotary_factor}", "must be 1.0")

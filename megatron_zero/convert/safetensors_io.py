@@ -9,61 +9,55 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Optional
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import save_file
 
-from megatron_zero.convert.sources import mapped, read_into
+from megatron_zero.convert.sources import mapped, read_tensor
 
+T = TypeVar("T")
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _STORED = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """One tensor in a file: `offset` counts from the start of the file, in bytes."""
+class _Stored(NamedTuple):
+    """Where a tensor is: `offset` counts from the start of the file, in bytes."""
 
+    path: Path
     dtype: str
     shape: tuple[int, ...]
     offset: int
 
 
-class _File:
-    """One safetensors file, its header read and compared with its size."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            with path.open("rb") as file:
-                self.tensors = self._tensors(file, path.stat().st_size)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged or not complete: {error}") from error
-
-    def _tensors(self, file: BinaryIO, size: int) -> dict[str, _Stored]:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        if not 8 < start <= size:
-            raise ValueError(f"{size} bytes do not hold the header")
-        header = json.loads(file.read(start - 8))
+def _stored_in(path: Path) -> dict[str, _Stored]:
+    """The tensors of one safetensors file, its header read and compared with its size."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            if not 8 < start <= size:
+                raise ValueError(f"{size} bytes do not hold the header")
+            header = json.loads(file.read(start - 8))
         header.pop("__metadata__", None)
         tensors, end = {}, 0
-        by_offset = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-        for name, entry in by_offset:
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             first, last = entry["data_offsets"]
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             if first != end or last < first:
                 raise ValueError(f"tensor {name} does not begin where the one before it ends")
             if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
                 raise ValueError(f"tensor {name} has {last - first} bytes for {dtype} {shape}")
-            tensors[name], end = _Stored(dtype, shape, start + first), last
+            tensors[name], end = _Stored(path, dtype, shape, start + first), last
         if start + end != size:
             raise ValueError(f"{size} bytes where the header says {start + end}")
         return tensors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged or not complete: {error}") from error
 
 
 class SafetensorsSource:
@@ -82,10 +76,10 @@ class SafetensorsSource:
     def __init__(self, directory: "str | Path", *, fp8: bool = False, mapped: bool = False) -> None:
         self._directory, self._mapped = Path(directory), mapped
         self._dtypes = DTYPES | ({"F8_E4M3": torch.float8_e4m3fn} if fp8 else {})
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, dict[str, _Stored]] = {}
         if (self._directory / SINGLE_NAME).is_file():
-            file = self._files[SINGLE_NAME] = _File(self._directory / SINGLE_NAME)
-            self._weight_map = dict.fromkeys(file.tensors, SINGLE_NAME)
+            file = self._files[SINGLE_NAME] = _stored_in(self._directory / SINGLE_NAME)
+            self._weight_map = dict.fromkeys(file, SINGLE_NAME)
         elif (self._directory / INDEX_NAME).is_file():
             self._weight_map = self._read_index()
         else:
@@ -107,28 +101,19 @@ class SafetensorsSource:
     def files(self) -> dict[str, list[str]]:
         """The tensors of every file, in the order in which they are stored; opens them all."""
         first = {file: name for name, file in self._weight_map.items()}
-        return {file: list(self._file(first[file]).tensors) for file in sorted(first)}
+        return {file: list(self._file(first[file])) for file in sorted(first)}
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
+    def read(self, name: str, *part: slice) -> torch.Tensor:
         dtype, stored = self.dtype(name), self._stored(name)  # refuses what is no plain float
         shape, offset = list(stored.shape), stored.offset
-        if dim is None and self._mapped:
-            return mapped(self._file(name).path, offset, shape, dtype)
-        if dim == 0:
-            first, last, _ = slice(start, end).indices(shape[0])
+        if not part and self._mapped:
+            return mapped(stored.path, offset, shape, dtype)
+        if part:
+            first, last, _ = part[0].indices(shape[0])
             offset += first * math.prod(shape[1:]) * dtype.itemsize
             shape[0] = max(last - first, 0)
-        tensor = torch.empty(shape, dtype=dtype)
-        read_into(tensor, self._file(name).path, offset)
-        if dim is None or dim == 0:
-            return tensor
-        return tensor[(slice(None),) * dim + (slice(start, end),)].contiguous()
+        tensor = read_tensor(stored.path, offset, shape, dtype)
+        return tensor[(slice(None), *part[1:])].contiguous() if part[1:] else tensor
 
     def _read_index(self) -> dict[str, str]:
         path = self._directory / INDEX_NAME
@@ -143,20 +128,19 @@ class SafetensorsSource:
         return weight_map
 
     def _stored(self, name: str) -> _Stored:
-        return self._file(name).tensors[name]
+        return self._file(name)[name]
 
-    def _file(self, name: str) -> _File:
+    def _file(self, name: str) -> dict[str, _Stored]:
         if name not in self._weight_map:
             raise ValueError(f"{self._directory} has no tensor {name!r}")
         shard = self._weight_map[name]
         if shard not in self._files:
-            file = _File(self._directory / shard)
+            file = _stored_in(self._directory / shard)
             listed = {key for key, value in self._weight_map.items() if value == shard}
-            if set(file.tensors) != listed:
-                differing = sorted(listed.symmetric_difference(file.tensors))
-                raise ValueError(
-                    f"{self._directory / shard} and {INDEX_NAME} disagree about {differing}"
-                )
+            if set(file) != listed:
+                differing = sorted(listed.symmetric_difference(file))
+                files = f"{self._directory / shard} and {INDEX_NAME}"
+                raise ValueError(f"{files} disagree about {differing}")
             self._files[shard] = file
         return self._files[shard]
 
@@ -171,8 +155,8 @@ def header_bytes(tensors: Sequence[tuple[str, torch.dtype, tuple[int, ...]]]) ->
     for name, dtype, shape in tensors:
         start, end = end, end + math.prod(shape) * dtype.itemsize
         assert start % dtype.itemsize == 0, f"{name} is not aligned"
-        entry = {"dtype": _STORED[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        header[name] = entry
+        offsets = [start, end]
+        header[name] = {"dtype": _STORED[dtype], "shape": shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -188,7 +172,8 @@ def write_hf_checkpoint(
     """Write an HF checkpoint; `directory` appears at the end, complete.
 
     Until then everything is in `<directory>.incomplete`, which is removed on failure. At most one
-    file's tensors are held, copied to the CPU as they arrive, so a producer may reuse its buffers.
+    file's tensors and the next one are held, copied to the CPU as they arrive, so a producer may
+    reuse its buffers.
 
     Args:
         directory: must not exist, or be empty.
@@ -209,8 +194,7 @@ def write_hf_checkpoint(
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ValueError(f"{final} exists already")
     partial = final.with_name(final.name + ".incomplete")
-    if partial.exists():
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         total = _write_shards(partial, tensors, max_shard_bytes)
@@ -228,40 +212,54 @@ def _write_shards(
     """Fill `directory`; files get their names when their number is known."""
     shards: list[list[str]] = []
     total = 0
-    for shard in _grouped(tensors, max_shard_bytes):
+    for group in grouped(_copied(tensors), lambda item: item[1].nbytes, max_shard_bytes):
+        shard = dict(group)
         save_file(shard, directory / str(len(shards)), metadata={"format": "pt"})
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if not shards:
         raise ValueError(f"no tensors to write to {directory}")
-    if len(shards) == 1:
-        (directory / "0").rename(directory / SINGLE_NAME)
-        return total
-    weight_map = {}
-    for number, names in enumerate(shards):
-        file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (directory / str(number)).rename(directory / file_name)
-        weight_map.update(dict.fromkeys(names, file_name))
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+    files = dict(zip(file_names(len(shards)), shards, strict=True))
+    for number, name in enumerate(files):
+        (directory / str(number)).rename(directory / name)
+    write_index(directory, files, total)
     return total
 
 
-def _grouped(
-    tensors: Iterable[tuple[str, torch.Tensor]], max_bytes: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Own CPU copies of the tensors, in groups of at most `max_bytes` (or of one tensor)."""
-    group: dict[str, torch.Tensor] = {}
-    seen: set[str] = set()
+def file_names(count: int) -> list[str]:
+    """What `count` files that hold a model together are called."""
+    if count == 1:
+        return [SINGLE_NAME]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+def write_index(directory: Path, files: dict[str, list[str]], num_bytes: int) -> None:
+    """Say which file holds which tensor, where there are several."""
+    if list(files) != [SINGLE_NAME]:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+        (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def grouped(items: Iterable[T], nbytes: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """The items in order, in groups of at most `limit` bytes, or of one item."""
+    group: list[T] = []
     size = 0
+    for item in items:
+        if group and size + nbytes(item) > limit:
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += nbytes(item)
+    if group:
+        yield group
+
+
+def _copied(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Own copies on the CPU; no name twice."""
+    seen: set[str] = set()
     for name, tensor in tensors:
         if name in seen:
             raise ValueError(f"tensor {name} was given twice")
         seen.add(name)
-        if group and size + tensor.nbytes > max_bytes:
-            yield group
-            group, size = {}, 0
-        group[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        size += tensor.nbytes
-    if group:
-        yield group
+        yield name, tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

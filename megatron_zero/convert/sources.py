@@ -1,7 +1,7 @@
 """Where tensors are read from: one protocol, so that files, memory and random weights look alike.
 
-`read` takes a range of one dim because a training rank wants only its shard: an implementation
-over files must not read the rest.
+`read` takes a range of rows or columns because a training rank wants only its shard: an
+implementation over files must not read the rest.
 """
 
 import math
@@ -9,8 +9,9 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Protocol
+from typing import Protocol
 
+import numpy as np
 import torch
 
 
@@ -19,36 +20,15 @@ class TensorSource(Protocol):
 
     def names(self) -> tuple[str, ...]:
         """Every tensor's name."""
-        ...
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The full shape, without reading the tensor."""
-        ...
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that `read` returns, without reading the tensor."""
-        ...
 
-    def read(
-        self,
-        name: str,
-        dim: Optional[int] = None,
-        start: Optional[int] = None,
-        end: Optional[int] = None,
-    ) -> torch.Tensor:
-        """The tensor, or with `dim` (0 or 1) only its positions start to end (excluded) of it."""
-        ...
-
-
-def take(
-    tensor: torch.Tensor, dim: Optional[int], start: Optional[int], end: Optional[int]
-) -> torch.Tensor:
-    """`tensor` limited to positions start to end (excluded) of `dim`; all of it without `dim`."""
-    if dim is None:
-        return tensor
-    first = 0 if start is None else start
-    last = tensor.shape[dim] if end is None else end
-    return tensor.narrow(dim, first, last - first)
+    def read(self, name: str, *part: slice) -> torch.Tensor:
+        """`tensor[part]`: all of it, or only a range of its rows (or all rows, but columns)."""
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
@@ -56,20 +36,19 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
 
 
-def read_into(tensor: torch.Tensor, path: Path, offset: int) -> None:
-    """Fill a contiguous tensor with the bytes of a file from `offset` on.
+def read_tensor(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that lies in a file from `offset` on, read into memory of its own.
 
     Raises:
         ValueError: the file ends before.
     """
-    rest = raw_bytes(tensor) if tensor.numel() else memoryview(b"")
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        while rest:
-            count = file.readinto(rest)  # at most 2 GiB at once
-            if not count:
-                raise ValueError(f"{path} is damaged or not complete: it ends too early")
-            rest = rest[count:]
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if not num_bytes:
+        return torch.empty(tuple(shape), dtype=dtype)
+    data = np.fromfile(path, np.uint8, num_bytes, offset=offset)
+    if len(data) < num_bytes:
+        raise ValueError(f"{path} is damaged or not complete: it ends too early")
+    return torch.from_numpy(data).view(dtype).view(tuple(shape))
 
 
 def mapped(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -92,15 +71,6 @@ def mapped(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) ->
             pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
         except ValueError as error:
             raise ValueError(f"{path} is damaged or not complete: it ends too early") from error
-    return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset - first).view(*shape)
-
-
-def take_rows(pieces: Sequence[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:
-    """Rows start to end (excluded) of tensors that follow one another along dim 0: views."""
-    taken, at = [], 0
-    for piece in pieces:
-        first, last = max(start - at, 0), min(end - at, len(piece))
-        if first < last:
-            taken.append(piece[first:last])
-        at += len(piece)
-    return taken
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset - first).view(
+        tuple(shape)
+    )

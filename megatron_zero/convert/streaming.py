@@ -7,6 +7,7 @@ only before the directory gets its name.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -20,7 +21,6 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 _JOURNAL = "journal.jsonl"
-_BLOCK = 16 * 2**20
 _PART = 2**20
 _SYNC = 128 * 2**20
 
@@ -54,7 +54,7 @@ class OutputFile:
 
     def sync(self) -> None:
         os.fsync(self._file.fileno())
-        self._file.close()
+        self.close()
 
     def close(self) -> None:
         self._file.close()
@@ -82,19 +82,12 @@ class OutputDirectory:
         if final.exists():
             raise ValueError(f"{final} exists already")
         if self.partial.exists() and not resume:
-            raise ValueError(
-                f"{self.partial} is left of a conversion that was interrupted: continue it with "
-                "--resume or remove it"
-            )
+            what = f"{self.partial} is left of a conversion that was interrupted"
+            raise ValueError(f"{what}: continue it with --resume or remove it")
         self.partial.mkdir(parents=True, exist_ok=True)
         self._done = self._continued(inputs)
-        self._bar: tqdm[Any] = tqdm(
-            total=num_bytes,
-            unit="B",
-            unit_scale=True,
-            desc=final.name,
-            disable=None if progress else True,
-        )
+        shown = {"total": num_bytes, "desc": final.name, "unit": "B", "unit_scale": True}
+        self._bar: tqdm[Any] = tqdm(**shown, disable=None if progress else True)
         self._pool = ThreadPoolExecutor(1)
         self._syncing: list[Future[None]] = []
         self._open: Optional[OutputFile] = None
@@ -114,11 +107,9 @@ class OutputDirectory:
         record, path = self._done.get(name), self.partial / name
         if record is None or not path.is_file() or path.stat().st_size != record["size"]:
             return None
-        digest = xxhash.xxh3_128()
         with path.open("rb", buffering=0) as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-                self._bar.update(len(block))
+            digest = hashlib.file_digest(file, xxhash.xxh3_128)
+        self._bar.update(record["size"])
         return record["note"] if digest.hexdigest() == record["digest"] else None
 
     def create(self, name: str) -> OutputFile:
@@ -129,10 +120,8 @@ class OutputDirectory:
     def close(self, file: OutputFile, note: Any) -> None:
         """Record a file as finished, with a note for whoever continues; it is synced meanwhile."""
         self._later(file.sync)
-        digest = file.hash.hexdigest()
-        self._write_record(
-            {"file": file.path.name, "size": file.size, "digest": digest, "note": note}
-        )
+        record = {"file": file.path.name, "size": file.size, "digest": file.hash.hexdigest()}
+        self._write_record({**record, "note": note})
 
     def finish(self) -> None:
         """Give the directory its name once all of it is on the disk."""
@@ -161,10 +150,8 @@ class OutputDirectory:
         begun, records = (lines[0], lines[1:]) if lines else (inputs, [])
         changed = [key for key in inputs if begun.get(key) != inputs[key]]
         if changed:
-            raise ValueError(
-                f"{self.partial} was begun with another {' and '.join(changed)}: remove it to "
-                "start again"
-            )
+            what = f"{self.partial} was begun with another {' and '.join(changed)}"
+            raise ValueError(f"{what}: remove it to start again")
         if not records:  # nothing is known of what may be there
             for path in self.partial.iterdir():
                 if path.name != _JOURNAL:

@@ -1,128 +1,75 @@
-"""Pure functions between HF's separate projections and Megatron's packed tensors.
+"""How one Megatron tensor is made of HF tensors: which of its rows are whose.
 
-Only dim 0 (output rows) is ever rearranged, so weights [rows, hidden] and biases [rows] take the
-same functions; `...` stands for the untouched dims. Everything is a permutation, concatenation or
-removal of rows: bitwise reversible in any dtype.
-
-Symbols: n query heads, g key-value groups, r = n / g query heads per group, d head dimension.
+Only dim 0 (output rows) is ever rearranged, so weights [rows, hidden] and biases [rows] are alike.
+A kind is chosen by name in a family's table and knows nothing of names or layers. Everything else
+follows from its ranges of rows: a rank's shard, the full tensor in pieces, and the HF tensors from
+it. All are permutations, concatenations or removals of rows: bitwise reversible in any dtype.
 """
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from megatron_zero.convert.hf_config import Dims
 
-def pack_qkv(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Interleave q, k and v by key-value group, as Megatron's `linear_qkv` has them.
+Shape = tuple[int, ...]
+Ranges = list[tuple[int, int]]  # of rows, [start, end)
 
-    Args:
-        q: [n * d, ...].
-        k, v: [g * d, ...].
-        num_groups: g.
 
-    Returns:
-        [g * (r + 2) * d, ...], group after group, each its r query heads, its key, its value.
-        With n=4, g=2, one row per head: q0 q1 k0 v0 q2 q3 k1 v1.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """One way of packing HF tensors along dim 0.
 
-    Raises:
-        ValueError: if the shapes do not fit together.
+    Attributes:
+        num_hf: HF tensors that make one Megatron tensor.
+        num_blocks: blocks along the split dim of which every tensor-parallel rank holds its part.
+        groups: a key of `Dims`: so many groups follow one another, each with its part of every HF
+            tensor. Empty: the HF tensors themselves do.
+        rows: a key of `Dims`: rows of the full tensor, zeros after the last HF row. Empty: no more
+            than the HF tensors have.
     """
-    rest = tuple(q.shape[1:])
-    fits = k.shape == v.shape and tuple(k.shape[1:]) == rest and num_groups > 0
-    if not fits or k.shape[0] % num_groups or q.shape[0] % max(k.shape[0], 1):
-        raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} are not the projections "
-            f"of {num_groups} key-value groups"
-        )
-    by_group = [x.reshape(num_groups, x.shape[0] // num_groups, *rest) for x in (q, k, v)]
-    return torch.cat(by_group, dim=1).reshape(-1, *rest)
+
+    num_hf: int = 1
+    num_blocks: int = 1
+    groups: str = ""
+    rows: str = ""
+
+    def full_shape(self, hf_shapes: Sequence[Shape], dims: Dims) -> Shape:
+        """Shape of the unsharded Megatron tensor."""
+        rows = dims[self.rows] if self.rows else sum(shape[0] for shape in hf_shapes)
+        return (rows, *hf_shapes[0][1:])
+
+    def ranges(self, hf_shapes: Sequence[Shape], dims: Dims) -> list[Ranges]:
+        """For each HF tensor the rows of the full one that make it, in its order."""
+        groups = dims[self.groups] if self.groups else 1
+        ends = list(itertools.accumulate(shape[0] // groups for shape in hf_shapes))
+        bounds = list(itertools.pairwise([0, *ends]))
+        return [[(g * ends[-1] + a, g * ends[-1] + b) for g in range(groups)] for a, b in bounds]
 
 
-def unpack_qkv(
-    packed: torch.Tensor, num_heads: int, num_groups: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Undo `pack_qkv`.
-
-    Args:
-        packed: [g * (r + 2) * d, ...].
-        num_heads: n.
-        num_groups: g.
-
-    Returns:
-        q [n * d, ...], k [g * d, ...] and v [g * d, ...], contiguous.
-
-    Raises:
-        ValueError: if the rows are not a multiple of n + 2g heads, or g does not divide n.
-    """
-    num_packed_heads = num_heads + 2 * num_groups
-    if num_heads % num_groups or packed.shape[0] % num_packed_heads:
-        raise ValueError(
-            f"{packed.shape[0]} rows are not {num_heads} query and 2 x {num_groups} key and "
-            "value heads"
-        )
-    head_dim, rest = packed.shape[0] // num_packed_heads, tuple(packed.shape[1:])
-    query_rows = num_heads // num_groups * head_dim
-    by_group = packed.reshape(num_groups, query_rows + 2 * head_dim, *rest)
-    q, k, v = by_group.split([query_rows, head_dim, head_dim], dim=1)
-    return tuple(x.reshape(-1, *rest).contiguous() for x in (q, k, v))  # type: ignore[return-value]
+KINDS: dict[str, Kind] = {
+    # The same tensor on both sides, split along any dim or replicated.
+    "copy": Kind(),
+    # Group after group, each its query heads, its key, its value: q0 q1 k0 v0 q2 q3 k1 v1 for 4
+    # heads and 2 groups. Shards are plain ranges of that. With more ranks than groups one is a part
+    # of a group, possibly across the border between its queries and its key: Megatron gathers the
+    # rows again before it uses them.
+    "qkv": Kind(num_hf=3, groups="num_key_value_heads"),
+    # gate over up; every rank holds its rows of gate over its rows of up.
+    "gate_up": Kind(num_hf=2, num_blocks=2),
+    # One row per token; what the padding becomes in training does not leave Megatron.
+    "vocab": Kind(rows="padded_vocab_size"),
+}
 
 
-def pack_gate_up(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """Stack gate [f, ...] over up [f, ...] into `linear_fc1` [2f, ...].
-
-    Applied to rank t's rows of both, it gives rank t's tensor-parallel shard.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    if gate.shape != up.shape:
-        raise ValueError(f"gate {tuple(gate.shape)} and up {tuple(up.shape)} differ in shape")
-    return torch.cat([gate, up])
-
-
-def unpack_gate_up(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split `linear_fc1` [2f, ...] into gate [f, ...] and up [f, ...], views of it.
-
-    Raises:
-        ValueError: if the number of rows is odd.
-    """
-    if packed.shape[0] % 2:
-        raise ValueError(f"{packed.shape[0]} rows do not split into gate and up")
-    half = packed.shape[0] // 2
-    return packed[:half], packed[half:]
-
-
-def merge_gate_up_shards(shards: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join tensor-parallel shards of `linear_fc1` into the full tensor.
-
-    Args:
-        shards: by rank, each [2f / T, ...]: that rank's gate rows over its up rows.
-
-    Returns:
-        [2f, ...]. With T=2: (g0 u0), (g1 u1) -> g0 g1 u0 u1.
-    """
-    halves = [unpack_gate_up(shard) for shard in shards]
-    return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
-
-
-def add_vocab_padding(rows: torch.Tensor, padded_size: int) -> torch.Tensor:
-    """Append zero rows: [v, ...] -> [padded_size, ...].
-
-    Raises:
-        ValueError: if there are more rows than `padded_size`.
-    """
-    missing = padded_size - rows.shape[0]
-    if missing < 0:
-        raise ValueError(f"{rows.shape[0]} vocabulary rows do not fit in {padded_size}")
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
-
-
-def remove_vocab_padding(padded: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Keep the first `vocab_size` rows, whatever the padding became in training.
-
-    Raises:
-        ValueError: if there are fewer rows than that.
-    """
-    if padded.shape[0] < vocab_size:
-        raise ValueError(f"{padded.shape[0]} vocabulary rows are fewer than {vocab_size}")
-    return padded[:vocab_size]
+def take_rows(pieces: Sequence[torch.Tensor], start: int, end: int) -> list[torch.Tensor]:
+    """Rows start to end (excluded) of tensors that follow one another along dim 0: views."""
+    taken, at = [], 0
+    for piece in pieces:
+        first, last = max(start - at, 0), min(end - at, len(piece))
+        if first < last:
+            taken.append(piece[first:last])
+        at += len(piece)
+    return taken

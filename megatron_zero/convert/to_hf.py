@@ -16,7 +16,7 @@ from megatron_zero.checks import fail
 from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import CheckpointReader, check_left_over, locate
 from megatron_zero.convert.families import mapping_for
-from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, header_bytes
+from megatron_zero.convert.safetensors_io import file_names, grouped, header_bytes, write_index
 from megatron_zero.convert.sources import raw_bytes
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
@@ -51,7 +51,7 @@ class MegatronTensors:
     def dtype(self, hf_name: str) -> torch.dtype:
         name = self._origin[hf_name]
         stored = self._reader.dtype(self._places[name].key)
-        return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.stays_float32(name))
+        return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.parameter(name).float32)
 
     def nbytes(self, hf_name: str) -> int:
         return math.prod(self.mapping.hf_shape(hf_name)) * self.dtype(hf_name).itemsize
@@ -103,16 +103,12 @@ def megatron_to_hf(
         for file_name, names in files.items():
             if output.finished(file_name) is None:
                 _write(output, file_name, names, tensors)
-        if list(files) != [SINGLE_NAME]:
-            weight_map = {name: file for file, names in files.items() for name in names}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (output.partial / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        write_index(output.partial, files, total)
         hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
-        said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
-        if verify:
-            said += verify_conversion(tensors.mapping, directory, output.partial, dtype)
+        sides = (tensors.mapping, directory, output.partial)
+        verified = verify_conversion(*sides, dtype) if verify else []
         output.finish()
-    return said
+    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
 
 
 def _model_dir(directory: Path, hf_config: "Optional[str | Path]") -> Path:
@@ -124,11 +120,8 @@ def _model_dir(directory: Path, hf_config: "Optional[str | Path]") -> Path:
     candidates = [directory, directory.resolve().parent.parent / "model"]
     found = [path for path in candidates if (path / "config.json").is_file()]
     if not found:
-        fail(
-            "hf_config",
-            None,
-            f"must be given: no config.json in {' or '.join(map(str, candidates))}",
-        )
+        where = " or ".join(map(str, candidates))
+        fail("hf_config", None, f"must be given: no config.json in {where}")
     return found[0]
 
 
@@ -137,21 +130,14 @@ def _files(
 ) -> dict[str, list[str]]:
     """Tensors by file: as the original had them where that is known, else by size."""
     known, names = directory / hf_dir.HF_FILES, tensors.mapping.hf_names()
-    groups: list[list[str]] = [[]]
     if max_shard_size is None and known.is_file():
         files: dict[str, list[str]] = json.loads(known.read_text())
         if {name for file in files.values() for name in file} == set(names):
             return {file: _by_width(tensors, listed) for file, listed in files.items() if listed}
-    limit, size = num_bytes(max_shard_size or DEFAULT_SHARD_SIZE), 0
-    for name in names:
-        if groups[-1] and size + tensors.nbytes(name) > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += tensors.nbytes(name)
-    labels = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    labels = labels if len(groups) > 1 else [SINGLE_NAME]
-    return {label: _by_width(tensors, group) for label, group in zip(labels, groups, strict=True)}
+    limit = num_bytes(max_shard_size or DEFAULT_SHARD_SIZE)
+    groups = list(grouped(names, tensors.nbytes, limit))
+    named = zip(file_names(len(groups)), groups, strict=True)
+    return {label: _by_width(tensors, group) for label, group in named}
 
 
 def num_bytes(size: str) -> int:

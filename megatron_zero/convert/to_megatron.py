@@ -21,9 +21,10 @@ from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metadata
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import CheckpointEntry, Mapping
-from megatron_zero.convert.safetensors_io import SafetensorsSource
-from megatron_zero.convert.sources import TensorSource, take_rows
+from megatron_zero.convert.safetensors_io import SafetensorsSource, grouped
+from megatron_zero.convert.sources import TensorSource
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
+from megatron_zero.convert.tensors import take_rows
 from megatron_zero.convert.verify import verify_conversion
 
 MAX_FILE_BYTES = 512 * 2**20  # a conversion that is continued loses at most one file
@@ -89,23 +90,23 @@ def hf_to_megatron(
     mapping.check_source(source)
     files = _files(mapping, source, dtype, *sizes[:2])
     inputs = {"source": hf_dir.fingerprint(directory), "dtype": dtype, "layout": list(sizes)}
-    inputs["drop_mtp"] = drop_mtp
+    inputs |= {"drop_mtp": drop_mtp}
     parameters = list(itertools.chain(*files.values()))
     total = sum(parameter.nbytes for parameter in parameters)
     with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
         chunks: dict[str, list[Chunk]] = defaultdict(list)
         for name, members in files.items():
             places = output.finished(name) or _write(output, name, members, mapping, source)
-            _add_chunks(chunks, name, members, places)
+            blocks = ((p, block) for p in members for block in p.blocks)
+            for (p, block), place in zip(blocks, places, strict=True):
+                chunks[p.entry.key].append(Chunk(*p.entry.within(*block), name, *place))
         keys = {p.entry.key: (p.entry.shape, p.dtype) for p in parameters}
         write_metadata(output.partial, keys, chunks, CONTENT)
         _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
         hf_dir.carry_over(directory, output.partial, dtype, with_mtp=not drop_mtp)
-        said = [f"{out}: {total / 1e9:.2f} GB in {len(files)} files"]
-        if verify:
-            said += verify_conversion(mapping, output.partial, directory, dtype)
+        verified = verify_conversion(mapping, output.partial, directory, dtype) if verify else []
         output.finish()
-    return said
+    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
 
 
 def _keep_assignment(directory: Path, mapping: Mapping, path: Path) -> None:
@@ -143,34 +144,33 @@ def _files(
     mapping: Mapping, source: TensorSource, dtype: str, tp_size: int, pp_size: int
 ) -> dict[str, list[_Parameter]]:
     """All parameters by file, stage after stage; no file belongs to two stages."""
-    files: dict[str, list[_Parameter]] = {}
-    names: dict[int, str] = {}  # the file that a stage is filling
+    stages: dict[int, list[_Parameter]] = defaultdict(list)
     for name in mapping.megatron_names():
         layer = re.match(r"decoder\.layers\.(\d+)\.", name)
         if layer:
             stage = int(layer[1]) * pp_size // mapping.dims["num_hidden_layers"]
         else:
             stage = 0 if name.startswith("embedding.") else pp_size - 1
-        parameter = _parameter(mapping, source, name, dtype, tp_size)
-        size = sum(p.nbytes for p in files.get(names.get(stage, ""), ()))
-        if not size or size + parameter.nbytes > MAX_FILE_BYTES:
-            number = sum(file.startswith(f"stage{stage:03d}") for file in files)
-            names[stage] = f"stage{stage:03d}_{number:04d}.distcp"
-        files.setdefault(names[stage], []).append(parameter)
-    return files
+        stages[stage].append(_parameter(mapping, source, name, dtype, tp_size))
+    return {
+        f"stage{stage:03d}_{number:04d}.distcp": members
+        for stage, held in stages.items()
+        for number, members in enumerate(grouped(held, lambda p: p.nbytes, MAX_FILE_BYTES))
+    }
 
 
 def _parameter(
     mapping: Mapping, source: TensorSource, name: str, dtype: str, tp_size: int
 ) -> _Parameter:
-    hf_names = mapping.hf_sources(name)
-    stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in hf_names}
+    mapped = mapping.parameter(name)
+    stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in mapped.hf_names}
     if len(stored) > 1:
-        raise ValueError(f"HF tensors {', '.join(hf_names)}: must have one type, not {[*stored]}")
-    chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapping.stays_float32(name))
+        names = ", ".join(mapped.hf_names)
+        raise ValueError(f"HF tensors {names}: must have one type, not {[*stored]}")
+    chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapped.float32)
     # Every rank holds its part of each block: of gate and of up, where they are stacked.
-    parts = tp_size * mapping.num_blocks(name)
-    blocks = list(_blocks(mapping.full_shape(name), chosen.itemsize, mapping.tp_dim(name), parts))
+    parts = tp_size * mapped.kind.num_blocks
+    blocks = list(_blocks(mapped.full_shape, chosen.itemsize, mapped.tp_dim, parts))
     entry = mapping.checkpoint_entry(name)
     return _Parameter(name=name, entry=entry, dtype=chosen, blocks=blocks)
 
@@ -211,21 +211,8 @@ def _write(
         for offsets, sizes in parameter.blocks:
             rows = take_rows(pieces, offsets[0], offsets[0] + sizes[0])
             cut = tuple(slice(o, o + n) for o, n in zip(offsets[1:], sizes[1:], strict=True))
-            stored = sizes if parameter.entry.expert is None else (1, *sizes)
+            _, stored = parameter.entry.within(offsets, sizes)
             block = (piece[:, *cut] for piece in rows)
             places.append(save_chunk(stored, parameter.dtype, block, file))
     output.close(file, places)
     return places
-
-
-def _add_chunks(
-    chunks: dict[str, list[Chunk]],
-    file: str,
-    parameters: list[_Parameter],
-    places: list[tuple[int, int]],
-) -> None:
-    blocks = ((p.entry, offsets, sizes) for p in parameters for offsets, sizes in p.blocks)
-    for (entry, offsets, sizes), (start, length) in zip(blocks, places, strict=True):
-        if entry.expert is not None:
-            offsets, sizes = (entry.expert, *offsets), (1, *sizes)
-        chunks[entry.key].append(Chunk(offsets, sizes, file, start, length))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 import xxhash
 
@@ -62,8 +63,7 @@ def _logits_problem(mapping: Mapping) -> str:
         if importlib.util.find_spec(package) is None:
             return f"{package} is not installed"
     needed = 2 * 4 * sum(math.prod(mapping.hf_shape(name)) for name in mapping.hf_names())
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    free = psutil.virtual_memory().available
     if needed > free:
         return f"two float32 models need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are free"
     return ""

@@ -20,6 +20,7 @@ Example (sequence_length 3):
     blocks [[abcd]] and [[d$], [ef$]]: 3 and 1 + 2 positions
 """
 
+import itertools
 import logging
 from array import array
 from pathlib import Path
@@ -91,21 +92,17 @@ class DocumentStream:
 
     def _generated_sequence(self, index: int) -> TokenSequence:
         room = self._config.sequence_length
-        number = index * room  # a document has at least one position: no number is used twice
         pieces: TokenSequence = []
-        while room:
-            texts = [
-                arithmetic.document(self._seed, number + i, self._config.arithmetic)
-                for i in range(_GENERATED_AT_ONCE)
-            ]
-            number += _GENERATED_AT_ONCE
-            for tokens in _encode_documents(texts, self._tokenizer):
-                piece = tuple(tokens[: room + 1])
-                pieces.append(piece)
-                room -= len(piece) - 1
+        # a document has at least one position: no number is used twice
+        for number in itertools.count(index * room, _GENERATED_AT_ONCE):
+            numbers = range(number, number + _GENERATED_AT_ONCE)
+            made = (arithmetic.document(self._seed, n, self._config.arithmetic) for n in numbers)
+            for tokens in _encode_documents(list(made), self._tokenizer):
+                pieces.append(tuple(tokens[: room + 1]))
+                room -= len(pieces[-1]) - 1
                 if not room:
-                    break
-        return pieces
+                    return pieces
+        raise AssertionError("the numbers are endless")
 
 
 def cut_into_blocks(lengths: list[int], sequence_length: int) -> list[list[tuple[int, int]]]:

@@ -94,12 +94,10 @@ class PromptCursor:
             fail("data.dataset", "", "no prompts")
         if num_per_step < 1:
             fail("rollout.num_prompts_per_step", num_per_step, "must be at least 1")
-        self._prompts = list(prompts)
-        self._num_per_step = num_per_step
-        self._seed = seed
-        self._shuffle = shuffle
+        self._prompts, self._num_per_step = list(prompts), num_per_step
         self._position = 0  # prompts dealt out since the start of the run
-        self._fingerprint = prompts_digest(self._prompts)
+        self._identity = {"num_prompts": len(prompts), "seed": seed, "shuffle": shuffle}
+        self._identity["fingerprint"] = prompts_digest(prompts)
 
     def __len__(self) -> int:
         """Prompts per epoch."""
@@ -118,21 +116,13 @@ class PromptCursor:
 
     def _prompt_at(self, position: int) -> Prompt:
         epoch, offset = divmod(position, len(self._prompts))
-        if self._shuffle:
-            offset = epoch_order(self._seed, epoch, len(self._prompts))[offset]
+        if self._identity["shuffle"]:
+            offset = epoch_order(self._identity["seed"], epoch, len(self._prompts))[offset]
         return self._prompts[offset]
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "num_prompts": len(self._prompts),
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-            "fingerprint": self._fingerprint,
-        }
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position in. JSON-serialisable."""
-        return {"position": self._position, **self._identity()}
+        return {"position": self._position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken.
@@ -142,7 +132,7 @@ class PromptCursor:
         Raises:
             ValueError: the state belongs to other prompts, or to another seed or order.
         """
-        for name, value in self._identity().items():
+        for name, value in self._identity.items():
             if state[name] != value:
                 same = "the data set, its template and tokenizer, seed and data.shuffle"
                 valid = f"the run now has {value!r}: {same} must be those of the checkpoint"

@@ -14,13 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from statistics import fmean
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
-from rich.table import Column as TableColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -79,12 +79,8 @@ def held_out_accuracy(values: Mapping[str, float]) -> float | None:
 
 
 def format_duration(seconds: float) -> str:
-    """`4:05`, `1:02:03`, `2d 1:02:03`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    clock = f"{hour}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-    return f"{days}d {clock}" if days else clock
+    """`04:05`, `1:02:03`, `2 days, 1:02:03`."""
+    return str(timedelta(seconds=round(seconds))).removeprefix("0:")
 
 
 class ConsoleSink:
@@ -133,8 +129,7 @@ class ConsoleSink:
         if is_step:
             self._num_done = step
             self._marks.append(self._clock())
-            curve_value = values.get(self._columns[0].metric, math.nan)
-            self._history.append((step, curve_value))
+            self._history.append((step, values.get(self._columns[0].metric, math.nan)))
         self._last |= shown
         if self._live is not None:
             self._live.update(self._panel(), refresh=True)
@@ -143,7 +138,8 @@ class ConsoleSink:
             self._print_line(step, shown)
         if accuracy is not None:
             named = ", ".join(f"{name} {value:.3f}" for name, value in accuracies(values).items())
-            self._print(f"held-out accuracy after {step} steps: {named}")
+            text = Text(f"held-out accuracy after {step} steps: {named}")
+            self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         if self._live is not None:
@@ -161,9 +157,6 @@ class ConsoleSink:
         seconds = self.remaining_s()
         return _NOTHING if seconds is None else format_duration(seconds)
 
-    def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
-
     def _print_line(self, step: int, values: Mapping[str, float]) -> None:
         titles = ["step", *(column.title for column in self._columns), "left"]
         cells = [f"{step}/{self._num_steps}", *(column.text(values) for column in self._columns)]
@@ -172,7 +165,7 @@ class ConsoleSink:
         lines = [titles] if self._num_lines % HEADER_EVERY == 0 else []
         self._num_lines += 1
         for line in [*lines, [*cells, self._remaining()]]:
-            self._print("  ".join(map(str.rjust, line, widths)))
+            self._console.print(Text("  ".join(map(str.rjust, line, widths))), soft_wrap=True)
 
     def _panel(self) -> Panel:
         width = max(min(self._console.width - 4, 96), 24)
@@ -190,15 +183,17 @@ class ConsoleSink:
         return Panel(Group(*parts), title=self._name, title_align="left", width=width + 4)
 
     def _values_table(self) -> Table:
-        right = [TableColumn(justify="right") for _ in self._columns]
-        table = Table.grid(*right, padding=(0, 2), expand=True)
+        table = Table.grid(padding=(0, 2), expand=True)
+        for _ in self._columns:
+            table.add_column(justify="right")
         table.add_row(*[Text(c.title, style="dim") for c in self._columns])
         table.add_row(*[Text(c.text(self._last), style="bold") for c in self._columns])
         return table
 
     def _progress(self) -> Table:
-        text = TableColumn(no_wrap=True)
-        row = Table.grid(text, TableColumn(ratio=1), text.copy(), padding=(0, 1), expand=True)
+        row = Table.grid(padding=(0, 1), expand=True)
+        for ratio in (None, 1, None):
+            row.add_column(no_wrap=ratio is None, ratio=ratio)
         bar = ProgressBar(total=self._num_steps, completed=self._num_done)
         place = f"step {self._num_done}/{self._num_steps}"
         row.add_row(place, bar, f"left {self._remaining()}")

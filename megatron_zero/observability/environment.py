@@ -58,13 +58,15 @@ def _git(folder: str | Path, *arguments: str) -> str | None:
 
 def package_versions() -> dict[str, str | None]:
     """Versions of what is installed, without importing it; None: not installed."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {"python": platform.python_version(), **{name: installed(name) for name in _PACKAGES}}
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution; None: not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _cuda_versions() -> dict[str, str | None]:

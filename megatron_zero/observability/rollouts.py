@@ -4,10 +4,9 @@ One compressed JSON line per prompt, so that a file can be read with `zstdcat | 
 gives back equal values: numbers are written with all their digits.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,6 @@ class RolloutRecord:
     graded: tuple[Graded, ...]
     advantages: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        sizes = {len(self.group.responses), len(self.graded), len(self.advantages)}
-        assert len(sizes) == 1, f"group, verdicts and advantages differ in length: {sizes}"
-
 
 def write_rollouts(
     path: Path,
@@ -45,8 +40,12 @@ def write_rollouts(
     """
     lines = []
     for group, verdicts, row in zip(groups, graded, advantages, strict=True):
-        record = RolloutRecord(group=group, graded=tuple(verdicts), advantages=tuple(row))
-        lines.append(json.dumps(_to_plain(record), ensure_ascii=False) + "\n")
+        responses = [
+            {**asdict(response), **asdict(verdict), "advantage": advantage}
+            for response, verdict, advantage in zip(group.responses, verdicts, row, strict=True)
+        ]
+        record = {"prompt": asdict(group.prompt), "responses": responses}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     data = "".join(lines).encode("utf-8", errors="surrogatepass")
     write_atomically(path, zstandard.ZstdCompressor().compress(data))
 
@@ -65,15 +64,6 @@ def read_rollouts(path: Path) -> list[RolloutRecord]:
         raise ValueError(f"{path}: not a rollout file: {error}") from None
 
 
-def _to_plain(record: RolloutRecord) -> dict[str, Any]:
-    columns = (record.group.responses, record.graded, record.advantages)
-    responses = [
-        {**dataclasses.asdict(response), **dataclasses.asdict(graded), "advantage": advantage}
-        for response, graded, advantage in zip(*columns, strict=True)
-    ]
-    return {"prompt": dataclasses.asdict(record.group.prompt), "responses": responses}
-
-
 def _from_plain(data: dict[str, Any]) -> RolloutRecord:
     return RolloutRecord(
         group=RolloutGroup(
@@ -87,6 +77,5 @@ def _from_plain(data: dict[str, Any]) -> RolloutRecord:
 
 def _build(cls: type, data: dict[str, Any]) -> Any:
     """`cls` from its own entries of `data`; JSON's lists become the tuples they were."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    values = {name: data[name] for name in names}
+    values = {field.name: data[field.name] for field in fields(cls)}
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

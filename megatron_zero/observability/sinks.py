@@ -101,22 +101,21 @@ class JsonlSink:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in _read_lines(path) if r["step"] < start_step] if path.exists() else []
-        *before, self._record = kept or [{}]
-        start = "".join(map(_line, before)).encode("utf-8")
-        end = _line(self._record).encode("utf-8") if self._record else b""
-        write_atomically(path, start + end)
+        lines = [_line(record).encode("utf-8") for record in kept]
+        write_atomically(path, b"".join(lines))
         self._file = path.open("r+b")
-        self._line_start = len(start)  # of the record of the last step, which may still grow
+        # the record of the last step, which may still grow, and where its line starts
+        self._record = kept[-1] if kept else {}
+        self._line_start = sum(map(len, lines[:-1]))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add `values` to the record of `step`, which is the last one logged or a later one."""
-        before = self._record["step"] if self._record else step
+        before = self._record.get("step", -1)
         assert step >= before, f"step {step} after step {before}"
-        if self._record and step == before:
-            self._record = {**self._record, **values}
-        else:
+        if step > before:
             self._line_start = self._file.seek(0, os.SEEK_END)
-            self._record = {"step": step, **values}
+            self._record = {"step": step}
+        self._record |= values
         self._file.seek(self._line_start)
         self._file.write(_line(self._record).encode("utf-8"))
         self._file.truncate()

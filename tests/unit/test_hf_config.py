@@ -54,25 +54,25 @@ def test_paths_are_never_asked_from_the_hub(path, monkeypatch):
     assert "no such folder" in refusal(path)
 
 
-def fake_hub(monkeypatch, answer) -> list[tuple[str, str]]:
+def fake_hub(monkeypatch, answer) -> list[tuple[str, list[str]]]:
     asked = []
 
-    def hf_hub_download(repository, filename):
-        asked.append((repository, filename))
+    def snapshot_download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
         if isinstance(answer, Exception):
             raise answer
         return str(answer)
 
-    module = types.SimpleNamespace(hf_hub_download=hf_hub_download)
+    module = types.SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     return asked
 
 
 def test_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(DISK))
-    asked = fake_hub(monkeypatch, tmp_path / "config.json")
+    asked = fake_hub(monkeypatch, tmp_path)
     assert read_hf_config(ModelConfig(path="Qwen/Qwen2.5-Math-1.5B")) == DISK
-    assert asked == [("Qwen/Qwen2.5-Math-1.5B", "config.json")]
+    assert asked == [("Qwen/Qwen2.5-Math-1.5B", ["config.json"])]
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("offline\nand more"), ValueError("offline")])

@@ -7,7 +7,7 @@ from megatron_zero.convert.families.llama import LLAMA
 from megatron_zero.convert.families.mistral import MISTRAL, MIXTRAL
 from megatron_zero.convert.families.qwen2 import QWEN2
 from megatron_zero.convert.families.qwen3 import QWEN3, QWEN3_MOE
-from megatron_zero.convert.hf_config import HfConfig
+from megatron_zero.convert.hf_config import HfConfig, refuse
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.rules import Family
 
@@ -23,8 +23,7 @@ def family_for(hf_config: HfConfig) -> Family:
     """
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
-        raise ValueError(f"HF config model_type={model_type!r}: must be one of {known}")
+        refuse(f"model_type={model_type!r}", f"must be one of {', '.join(sorted(FAMILIES))}")
     return FAMILIES[model_type]
 
 

@@ -4,13 +4,15 @@ Megatron names are those of the local layer spec; aliases are Transformer Engine
 are made for a `Place`: in the decoder, or in a multi-token-prediction layer behind it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
-from megatron_zero.convert.hf_config import ConfigCheck
-from megatron_zero.convert.rules import HfTensor, Rule
+from megatron_zero.convert.hf_config import Checks
+from megatron_zero.convert.rules import Family, HfTensor, Rule
 
 Rules = tuple[Rule, ...]
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,130 +23,99 @@ class Place:
     megatron: str = "decoder.layers.{layer}."
     layers: str = "all"
 
-    def copy(
+    def rule(
         self,
         megatron: str,
-        hf: str,
-        shape: tuple[str, ...],
+        hf: "dict[str, str]",
         *,
         init: str = "normal",
-        **rule: object,
+        alias: Optional[str] = None,
+        **rule: Any,
     ) -> Rule:
-        """One tensor that is the same on both sides."""
-        alias = rule.pop("alias", None)
+        """A `Rule` for names at this place; `hf` is name -> sizes, as in "q_rows hidden_size"."""
         return Rule(
             megatron=self.megatron + megatron,
-            hf=(HfTensor(self.hf + hf, shape, init),),
+            hf=tuple(HfTensor(self.hf + name, tuple(of.split()), init) for name, of in hf.items()),
+            alias=alias and self.megatron + alias,
             layers=self.layers,
-            alias=self.megatron + alias if isinstance(alias, str) else None,
-            **rule,  # type: ignore[arg-type]
+            **rule,
         )
 
-    def join(self, kind: str, megatron: str, hf: tuple[HfTensor, ...]) -> Rule:
-        """Several HF tensors packed by `kind` along dim 0, which tensor parallelism splits."""
-        own = tuple(HfTensor(self.hf + t.name, t.shape, t.init) for t in hf)
-        return Rule(
-            megatron=self.megatron + megatron, hf=own, kind=kind, tp_dim=0, layers=self.layers
-        )
-
-    def norm(self, megatron: str, hf: str, size: str, alias: Optional[str] = None) -> Rule:
+    def norm(
+        self, megatron: str, hf: str, size: str = "hidden_size", alias: Optional[str] = None
+    ) -> Rule:
         """The weight of an RMSNorm."""
-        return self.copy(megatron, hf, (size,), init="ones", alias=alias)
+        return self.rule(megatron, {hf: size}, init="ones", alias=alias)
 
 
-DECODER = Place()
-EMBEDDING = HfTensor("model.embed_tokens.weight", ("vocab_size", "hidden_size"))
-LM_HEAD = HfTensor("lm_head.weight", ("vocab_size", "hidden_size"))
+DECODER, WHOLE = Place(), Place(hf="", megatron="")
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROW_PER_TOKEN: "dict[str, Any]" = {"kind": "vocab", "tp_dim": 0}
+_HEAD, _SIZES = "output_layer.weight", "vocab_size hidden_size"
 
-
-def _vocabulary(megatron: str, tensor: HfTensor, *, exported: bool = True) -> Rule:
-    return Rule(megatron=megatron, hf=(tensor,), kind="vocab", tp_dim=0, exported=exported)
-
-
-FIRST: Rules = (_vocabulary("embedding.word_embeddings.weight", EMBEDDING),)
-LAST: Rules = (
-    Rule(
-        megatron="decoder.final_layernorm.weight",
-        hf=(HfTensor("model.norm.weight", ("hidden_size",), "ones"),),
-    ),
-)
+FIRST = (WHOLE.rule("embedding.word_embeddings.weight", {EMBEDDING: _SIZES}, **_ROW_PER_TOKEN),)
+LAST = (WHOLE.norm("decoder.final_layernorm.weight", "model.norm.weight"),)
 # Tied: with several pipeline stages the last one holds a copy of the embedding.
-TIED: Rules = (_vocabulary("output_layer.weight", EMBEDDING, exported=False),)
-UNTIED: Rules = (_vocabulary("output_layer.weight", LM_HEAD),)
+TIED = (WHOLE.rule(_HEAD, {EMBEDDING: _SIZES}, exported=False, **_ROW_PER_TOKEN),)
+UNTIED = (WHOLE.rule(_HEAD, {LM_HEAD: _SIZES}, **_ROW_PER_TOKEN),)
 
 
-def grouped_query_attention(
-    *, qkv_bias: bool = False, qk_norm: bool = False, place: Place = DECODER
-) -> Rules:
+def grouped_query_attention(*, qkv_bias: bool = False, qk_norm: bool = False) -> Rules:
     """Input norm, q, k, v, output projection; biases on q, k, v or norms of q, k where asked."""
 
-    def qkv(part: str, rest: tuple[str, ...], init: str) -> Rule:
-        sizes = (("q", "q_rows"), ("k", "kv_rows"), ("v", "kv_rows"))
-        tensors = tuple(
-            HfTensor(f"self_attn.{x}_proj.{part}", (rows, *rest), init) for x, rows in sizes
-        )
-        return place.join("qkv", f"self_attention.linear_qkv.{part}", tensors)
+    def qkv(part: str, rest: str, init: str) -> Rule:
+        rows = {"q": "q_rows", "k": "kv_rows", "v": "kv_rows"}
+        tensors = {f"self_attn.{x}_proj.{part}": f"{rows[x]} {rest}" for x in rows}
+        name = f"self_attention.linear_qkv.{part}"
+        return DECODER.rule(name, tensors, kind="qkv", tp_dim=0, init=init)
 
     fused = "self_attention.linear_qkv.layer_norm_weight"
     rules = [
-        place.norm("input_layernorm.weight", "input_layernorm.weight", "hidden_size", fused),
-        qkv("weight", ("hidden_size",), "normal"),
+        DECODER.norm("input_layernorm.weight", "input_layernorm.weight", alias=fused),
+        qkv("weight", "hidden_size", "normal"),
     ]
     if qkv_bias:
-        rules.append(qkv("bias", (), "zeros"))
+        rules.append(qkv("bias", "", "zeros"))
     for x in "qk" if qk_norm else "":
         name = f"self_attention.{x}_layernorm.weight"
-        rules.append(place.norm(name, f"self_attn.{x}_norm.weight", "head_dim"))
-    out = ("hidden_size", "q_rows")
-    rules.append(
-        place.copy("self_attention.linear_proj.weight", "self_attn.o_proj.weight", out, tp_dim=1)
-    )
-    return tuple(rules)
+        rules.append(DECODER.norm(name, f"self_attn.{x}_norm.weight", "head_dim"))
+    out = {"self_attn.o_proj.weight": "hidden_size q_rows"}
+    return (*rules, DECODER.rule("self_attention.linear_proj.weight", out, tp_dim=1))
 
 
 def gate_up_down(
-    megatron: str,
-    hf: str,
-    size: str,
-    *,
-    place: Place = DECODER,
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    place: Place, megatron: str, hf: str, size: str, names: "tuple[str, ...]" = GATE_UP_DOWN
 ) -> Rules:
     """The two Megatron tensors of one SwiGLU MLP of `size` positions, without a norm."""
-    gate, up, down = names
-    rows = (size, "hidden_size")
-    first = (HfTensor(f"{hf}.{gate}.weight", rows), HfTensor(f"{hf}.{up}.weight", rows))
-    columns = ("hidden_size", size)
+    gate, up, down = (f"{hf}.{name}.weight" for name in names)
+    first = dict.fromkeys((gate, up), f"{size} hidden_size")
     return (
-        place.join("gate_up", f"{megatron}.linear_fc1.weight", first),
-        place.copy(f"{megatron}.linear_fc2.weight", f"{hf}.{down}.weight", columns, tp_dim=1),
+        place.rule(f"{megatron}.linear_fc1.weight", first, kind="gate_up", tp_dim=0),
+        place.rule(f"{megatron}.linear_fc2.weight", {down: f"hidden_size {size}"}, tp_dim=1),
     )
 
 
-def swiglu(*, place: Place = DECODER) -> Rules:
+def _mlp_norm(place: Place, alias: Optional[str] = None) -> Rule:
+    name = "post_attention_layernorm.weight"
+    return place.norm("pre_mlp_layernorm.weight", name, alias=alias)
+
+
+def swiglu(place: Place = DECODER) -> Rules:
     """A dense layer's norm and MLP."""
-    fused = "mlp.linear_fc1.layer_norm_weight"
-    norm = ("pre_mlp_layernorm.weight", "post_attention_layernorm.weight", "hidden_size")
-    return (place.norm(*norm, fused), *gate_up_down("mlp", "mlp", "intermediate_size", place=place))
+    norm = _mlp_norm(place, "mlp.linear_fc1.layer_norm_weight")
+    return (norm, *gate_up_down(place, "mlp", "mlp", "intermediate_size"))
 
 
 def experts(
-    *,
+    place: Place = DECODER,
     hf: str = "mlp",
     size: str = "moe_intermediate_size",
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
-    place: Place = DECODER,
+    names: "tuple[str, ...]" = GATE_UP_DOWN,
 ) -> Rules:
     """A mixture layer's norm, router and routed experts; `num_experts` counts `{expert}`."""
-    norm = ("pre_mlp_layernorm.weight", "post_attention_layernorm.weight", "hidden_size")
-    router = ("mlp.router.weight", f"{hf}.gate.weight", ("num_experts", "hidden_size"))
-    one = ("mlp.experts.local_experts.{expert}", hf + ".experts.{expert}", size)
-    return (place.norm(*norm), place.copy(*router), *gate_up_down(*one, place=place, names=names))
-
-
-def dense(attention: Rules) -> Rules:
-    """A whole model of alike layers: `attention`, then SwiGLU."""
-    return (*FIRST, *attention, *swiglu(), *LAST)
+    router = place.rule("mlp.router.weight", {f"{hf}.gate.weight": "num_experts hidden_size"})
+    one = ("mlp.experts.local_experts.{expert}", hf + ".experts.{expert}", size, names)
+    return (_mlp_norm(place), router, *gate_up_down(place, *one))
 
 
 ROTARY = (  # buffers that old checkpoints stored
@@ -161,7 +132,34 @@ DEFAULTS: dict[str, object] = {
 }
 
 
-def checks(*, attention_bias: bool = False) -> tuple[ConfigCheck, ...]:
+def decoder(
+    model_type: str,
+    architecture: str,
+    layers: Rules,
+    *,
+    after: Rules = (),
+    attention_bias: bool = False,
+    checks: Optional[Checks] = None,
+    defaults: Optional[Mapping[str, object]] = None,
+    **family: Any,
+) -> Family:
+    """A `Family`: embedding, `layers`, final norm, what comes `after`, output layer, tied or not.
+
+    `checks` and `defaults` are added to those of every family.
+    """
+    return Family(
+        model_type=model_type,
+        rules=(*FIRST, *layers, *LAST, *after),
+        tied_rules=TIED,
+        untied_rules=UNTIED,
+        checks=common_checks(architecture, attention_bias=attention_bias) | (checks or {}),
+        defaults={**DEFAULTS, **(defaults or {})},
+        ignored=ROTARY,
+        **family,
+    )
+
+
+def common_checks(architecture: str, *, attention_bias: bool) -> Checks:
     """What every family's config must say or leave out.
 
     The second half are fields by which other architectures change the computation; a config that
@@ -178,13 +176,14 @@ def checks(*, attention_bias: bool = False) -> tuple[ConfigCheck, ...]:
         **dict.fromkeys(("no_rope_layers", "layer_norm_eps", "norm_type"), ()),
         **dict.fromkeys(("hidden_dropout", "embd_pdrop", "resid_pdrop"), (0, None)),
     }
-    return (
-        ConfigCheck("hidden_act", ("silu",), "the MLP is SwiGLU"),
-        ConfigCheck("use_sliding_window", (False,), whole),
-        ConfigCheck("layer_types", ("full_attention",), whole),
-        ConfigCheck("attention_bias", (attention_bias,), f"biases: {bias}"),
-        ConfigCheck("mlp_bias", (False,), "the MLP has no biases"),
-        ConfigCheck("attention_dropout", (0, None), "the policy runs without dropout"),
-        ConfigCheck("tie_word_embeddings", (True, False), "embeddings are tied or not"),
-        *(ConfigCheck(name, (*ok, None), "no table covers it") for name, ok in foreign.items()),
-    )
+    return {
+        "architectures": ((architecture, None), "the table is of one class"),
+        "hidden_act": (("silu",), "the MLP is SwiGLU"),
+        "use_sliding_window": ((False,), whole),
+        "layer_types": (("full_attention",), whole),
+        "attention_bias": ((attention_bias,), f"biases: {bias}"),
+        "mlp_bias": ((False,), "the MLP has no biases"),
+        "attention_dropout": ((0, None), "the policy runs without dropout"),
+        "tie_word_embeddings": ((True, False), "embeddings are tied or not"),
+        **{name: ((*ok, None), "no table covers it") for name, ok in foreign.items()},
+    }

@@ -99,29 +99,38 @@ def reference_shards(
     return out
 
 
-class CountingSource:
-    """A source around a dict that counts the elements handed out, by tensor."""
+class DictSource:
+    """Tensors in memory."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.elements: dict[str, int] = {}
+        self.tensors = dict(tensors)
 
     def names(self) -> tuple[str, ...]:
         return tuple(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
+        return tuple(self._get(name).shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
+        return self._get(name).dtype
 
-    def read(
-        self, name: str, dim: int | None = None, start: int | None = None, end: int | None = None
-    ) -> torch.Tensor:
-        tensor = self.tensors[name]
-        if dim == 0:
-            tensor = tensor[start:end]
-        elif dim == 1:
-            tensor = tensor[:, start:end]
+    def read(self, name: str, *part: slice) -> torch.Tensor:
+        return self._get(name)[part]
+
+    def _get(self, name: str) -> torch.Tensor:
+        if name not in self.tensors:
+            raise ValueError(f"there is no tensor {name!r} among the {len(self.tensors)} given")
+        return self.tensors[name]
+
+
+class CountingSource(DictSource):
+    """One that counts the elements handed out, by tensor."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        super().__init__(tensors)
+        self.elements: dict[str, int] = {}
+
+    def read(self, name: str, *part: slice) -> torch.Tensor:
+        tensor = super().read(name, *part)
         self.elements[name] = self.elements.get(name, 0) + tensor.numel()
         return tensor

@@ -150,13 +150,15 @@ def test_the_checkpoint_holds_the_reference_layout(tmp_path: Path, hf: Path) -> 
     expected = reference_shards(hf_tensors(config, torch.bfloat16), config, 54, 0, 1)
     reader = CheckpointReader(tmp_path / "megatron")
     for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
-        assert torch.equal(reader.read(Place(name, ())), expected[name])  # padding rows are zero
+        assert torch.equal(
+            torch.cat(reader.pieces(Place(name, ()))), expected[name]
+        )  # padding rows are zero
     for name in ("self_attention.linear_qkv.weight", "mlp.linear_fc1.weight"):
         key = f"decoder.layers.1.{name}"
-        assert torch.equal(reader.read(Place(key, ())), expected[key])
+        assert torch.equal(torch.cat(reader.pieces(Place(key, ()))), expected[key])
     norm = expected["decoder.layers.1.input_layernorm.weight"]
     fused = "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight"
-    assert torch.equal(reader.read(Place(fused, ())), norm)
+    assert torch.equal(torch.cat(reader.pieces(Place(fused, ()))), norm)
 
 
 def test_dtype_is_chosen_and_told(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def change(directory: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> 
 NORM = "model.norm.weight"
 DIFFERENCES = [
     (lambda t: t.pop(NORM), f"tensor {NORM} is missing"),
-    (lambda t: t.update(new=t[NORM].clone()), "tensor new is in .* only"),
+    (lambda t: t.update(new=t[NORM].clone()), "tensor new is only in"),
     (
         lambda t: t.update({NORM: t[NORM].float()}),
         f"{NORM}: dtype torch.bfloat16 and torch.float32",
@@ -256,7 +258,9 @@ def test_verification_finds_one_flipped_bit(tmp_path: Path, hf: Path) -> None:
     data = bytearray(path.read_bytes())
     reader = CheckpointReader(tmp_path / "megatron")
     place = Place("decoder.layers.1.mlp.linear_fc2.weight", ())
-    at = bytes(data).index(reader.read(place)[3].contiguous().view(torch.uint8).numpy().tobytes())
+    at = bytes(data).index(
+        torch.cat(reader.pieces(place))[3].contiguous().view(torch.uint8).numpy().tobytes()
+    )
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(VerificationError, match=r"model.layers.1.mlp.down_proj.weight differs"):

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from convert_reference import CountingSource, hf_tensors, qwen2_config, reference_shards
-from dict_source import DictSource
+from convert_reference import CountingSource, DictSource, hf_tensors, qwen2_config, reference_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,7 +122,9 @@ def test_a_rank_reads_only_its_part(tp_size: int) -> None:
                 start, end = (min(vocab, (rank + i) * PADDED // tp_size) for i in (0, 1))
                 expected = (end - start) * hidden
             elif any(f"{x}_proj" in name for x in "qkv"):
-                expected = tensor.numel() // min(tp_size, 2)  # whole groups, of which there are 2
+                heads, own = "qqkvqqkv", 8 // tp_size
+                share = heads[rank * own : (rank + 1) * own].count(name[name.index("_proj") - 1])
+                expected = tensor.numel() * share // heads.count(name[name.index("_proj") - 1])
             else:
                 expected = tensor.numel() // tp_size
             assert source.elements[name] == expected, (name, rank)
@@ -146,7 +147,7 @@ def test_tied_output_layer_is_read_from_the_embedding_and_not_exported() -> None
     assert "lm_head.weight" not in mapping.hf_names()
     shard = mapping.to_megatron_shard("output_layer.weight", DictSource(hf), 1, 2)
     assert torch.equal(shard[:25], hf["model.embed_tokens.weight"][28:])
-    assert mapping.hf_sources("output_layer.weight") == ("model.embed_tokens.weight",)
+    assert mapping.parameter("output_layer.weight").hf_names == ("model.embed_tokens.weight",)
     assert mapping.to_hf("output_layer.weight", torch.ones(PADDED, 24)) == []
 
 
@@ -191,8 +192,8 @@ def test_names_run_in_forward_order() -> None:
 def test_replicated_parameter_needs_one_shard_only() -> None:
     mapping = mapping_for(qwen2_config())
     norm = torch.randn(24)
-    assert mapping.tp_dim("decoder.final_layernorm.weight") is None
-    assert mapping.tp_dim("decoder.layers.0.self_attention.linear_proj.weight") == 1
+    assert mapping.parameter("decoder.final_layernorm.weight").tp_dim is None
+    assert mapping.parameter("decoder.layers.0.self_attention.linear_proj.weight").tp_dim == 1
     for count in (1, 4):
         merged = mapping.merge_shards("decoder.final_layernorm.weight", [norm] * count)
         assert torch.equal(merged, norm)
@@ -204,7 +205,6 @@ def test_rules_may_count_experts_too() -> None:
     shape = ("intermediate_size", "hidden_size")
     family = Family(
         model_type="toy",
-        architectures=(),
         rules=(
             Rule(
                 megatron="decoder.layers.{layer}." + expert,
@@ -215,7 +215,7 @@ def test_rules_may_count_experts_too() -> None:
         ),
         tied_rules=(),
         untied_rules=(),
-        checks=(),
+        checks={},
         defaults={},
         counts={"layer": "num_hidden_layers", "expert": "num_attention_heads"},
     )

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from convert_reference import hf_tensors, qwen2_config
-from dict_source import DictSource
+from convert_reference import DictSource, hf_tensors, qwen2_config
 
 from megatron_zero.convert.families import family_for, mapping_for
 from megatron_zero.convert.hf_config import decoder_dims, rope_settings

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_zero.config import ArithmeticConfig, DocumentsConfig
@@ -38,6 +38,7 @@ def test_the_examples_of_the_docstring():
     assert cut_into_blocks([5, 3], 3) == [[(0, 4)], [(3, 5), (5, 8)]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 25))
 def test_blocks_are_full_and_predict_every_token_once(lengths, sequence_length):
     blocks = cut_into_blocks(lengths, sequence_length)

@@ -161,7 +161,7 @@ def test_the_panel_fits_any_terminal(width):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00"), (5.4, "0:05"), (245, "4:05"), (3723, "1:02:03"), (86400 + 3723, "1d 1:02:03")],
+    [(0, "00:00"), (5.4, "00:05"), (245, "04:05"), (3723, "1:02:03"), (90123, "1 day, 1:02:03")],
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text

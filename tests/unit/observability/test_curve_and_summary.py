@@ -117,14 +117,14 @@ def test_time_by_phase():
     assert table.title == "time: 33:20"
     assert text(table) == [
         ["rollout", "18:20", "55.0%"],
-        ["train", "8:20", "25.0%"],
-        ["other", "6:40", "20.0%"],
+        ["train", "08:20", "25.0%"],
+        ["other", "06:40", "20.0%"],
     ]
 
 
 def test_phases_outside_of_the_step_count_too():
     records = [{"step": 0, "time/step_s": 10.0, "time/train_s": 10.0, "time/eval_s": 30.0}]
-    assert text(time_table(records)) == [["eval", "0:30", "75.0%"], ["train", "0:10", "25.0%"]]
+    assert text(time_table(records)) == [["eval", "00:30", "75.0%"], ["train", "00:10", "25.0%"]]
 
 
 def test_the_whole_summary():

@@ -71,7 +71,7 @@ def test_lengths_must_agree(tmp_path):
     group = RolloutGroup(prompt=PROMPT, responses=(RESPONSE,))
     with pytest.raises(ValueError):
         write_rollouts(tmp_path / "r", [group], [[GOOD], [GOOD]], [[0.0]])
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError):
         write_rollouts(tmp_path / "r", [group], [[GOOD]], [[0.0, 0.0]])
     assert not (tmp_path / "r").exists()
 
