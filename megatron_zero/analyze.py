@@ -196,7 +196,8 @@ def write_report(report: Report, path: Path) -> None:
         axes = figure.add_subplot(num_rows, 2, number)
         is_number = pd.api.types.is_numeric_dtype(table.index)
         style = {"marker": "o"} if is_number else {"kind": "bar", "rot": 10}
-        table.plot(ax=axes, title=title, **style)
+        drawn = table if is_number else table.rename(index=lambda path: Path(path).name)
+        drawn.plot(ax=axes, title=title, **style)
     figure.savefig(path.with_suffix(".png"))
     print(*(path.with_suffix(suffix) for suffix in (".json", ".png")), sep="\n")
 

@@ -66,12 +66,7 @@ class VllmEngine:
 
         if not self._on_gpu and tp_size > 1:
             _name_shared_memory_by_job()
-        placement: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-        if not self._on_gpu:
-            # Prompts are read whole: after a part of one vLLM rewinds the request's generator,
-            # which torch's CPU generator cannot do.
-            placement = {"kv_cache_memory_bytes": int(config.kv_cache_gib * GIB)}
-            placement |= {"enable_chunked_prefill": False}
+        placement = _placement(config, on_gpu=self._on_gpu)
         self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
         if self._unties:
             # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
@@ -158,6 +153,16 @@ class VllmEngine:
         if self._sleeps:
             self.weights_version = None
             self._llm.sleep(level=2)
+
+
+def _placement(config: RolloutConfig, *, on_gpu: bool) -> dict[str, Any]:
+    """Where the engine's memory is, and what goes with it."""
+    if on_gpu:
+        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+    # Prompts are read whole: after a part of one vLLM rewinds the request's generator, which
+    # torch's CPU generator cannot do.
+    kv_cache_bytes = int(config.kv_cache_gib * GIB)
+    return {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
 
 
 def _is_tied(model_dir: str) -> bool:
