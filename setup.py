@@ -28,6 +28,7 @@ CORE = [
     "pyarrow>=18",  # prompts and documents in parquet files
     "zstandard>=0.23",  # rollouts in a run directory
     "packaging>=24",  # doctor compares versions
+    "sympy>=1.13.3",  # unions of intervals, as sets
     "mpmath>=1.3",  # values of answers to hundreds of digits
 ]
 

@@ -15,6 +15,7 @@ from typing import Optional, Union
 
 from megatron_zero.rewards import normalize as norm
 from megatron_zero.rewards.expression import Node, parse_expression
+from megatron_zero.rewards.sets import INFINITY, same_set
 from megatron_zero.rewards.symbolic import Undecidable, are_equal, exact, rational_ratio
 from megatron_zero.rewards.tokens import (
     RELATIONS,
@@ -191,6 +192,8 @@ def _same(given: Node, expected: Node) -> bool:
         return _same_in_any_order(given.args, expected.args)
     if kinds == {"mod"} and len(given.args) == len(expected.args) == 2:
         return are_equal(given.args[1], expected.args[1]) and _same_residue(given, expected)
+    if "union" in kinds and (same := same_set(given, expected)) is not None:
+        return same
     if kinds & {"tuple", "matrix"}:
         same_kind = given.kind == expected.kind and given.value == expected.value
         return same_kind and _same_in_order(given, expected)
@@ -246,10 +249,9 @@ def _named(relation: Node) -> Optional[tuple[Node, Node]]:
         return (left, args[1]) if names_it and len(args) == 2 else None
     if not set(signs) <= {"<", "\\le"}:
         return None
-    infinity = Node("const", (), "infty")
     if len(args) == 2 and args[0].kind == "sym":
-        args, signs = (Node("neg", (infinity,)), *args), ["<", *signs]
-    args, signs = (*args, infinity)[:3], [*signs, "<"][:2]
+        args, signs = (Node("neg", (INFINITY,)), *args), ["<", *signs]
+    args, signs = (*args, INFINITY)[:3], [*signs, "<"][:2]
     if len(relation.args) > 3 or args[1].kind != "sym":
         return None
     ends = "(["[signs[0] != "<"] + ")]"[signs[1] != "<"]

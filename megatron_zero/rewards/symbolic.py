@@ -87,6 +87,19 @@ def exact(node: Node) -> Fraction:
     return value
 
 
+def position(node: Node) -> Any:
+    """The real number that an expression without symbols is, to 40 digits, for comparisons.
+
+    Raises:
+        Undecidable: if it is none, or exceeds a bound of this module.
+    """
+    evaluation = _Evaluation(DIGITS[0], {}, is_complex=False)
+    value = evaluation.number(evaluation.value(node))
+    if not isinstance(value, evaluation.context.mpf):
+        raise Undecidable("not real")
+    return value
+
+
 def rational_ratio(first: Node, second: Node) -> Optional[Fraction]:
     """What the first is divided by the second at a point, if defined, as a small fraction."""
     names = _names([*_nodes(first), *_nodes(second)])
