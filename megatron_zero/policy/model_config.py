@@ -13,6 +13,8 @@ from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+LENGTH = "original_max_position_embeddings"
+YARN = (LENGTH, "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 LAYER = "decoder.layers.0.self_attention."
 
 
@@ -21,15 +23,11 @@ def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
-    if parallel.recompute == "full":
-        return {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
+    more: dict[str, Any] = {"recompute_method": "uniform", "recompute_num_layers": 1}
     if parallel.recompute == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {}
+        more = {"recompute_modules": ["core_attn"]}
+    granularity = {"recompute_granularity": parallel.recompute}
+    return {} if parallel.recompute == "none" else granularity | more
 
 
 def _interleaving(parallel: ParallelConfig) -> dict[str, Any]:
@@ -100,22 +98,11 @@ def _latent_attention(mapping: Mapping) -> dict[str, Any]:
         "rotary_scaling_factor": 1.0,
     }
     if rope.rope_type == "yarn":
-        names = {
-            "factor": "rotary_scaling_factor",
-            "original_max_position_embeddings": "original_max_position_embeddings",
-            "beta_fast": "beta_fast",
-            "beta_slow": "beta_slow",
-            "mscale": "mscale",
-            "mscale_all_dim": "mscale_all_dim",
-        }
-        missing = sorted(set(names) ^ set(rope.scaling))
-        if missing:
-            raise ValueError(f"HF config rope_parameters: YaRN needs exactly {sorted(names)}")
-        settings["rope_type"] = "yarn"
-        settings |= {names[name]: value for name, value in rope.scaling.items()}
-        settings["original_max_position_embeddings"] = int(
-            rope.scaling["original_max_position_embeddings"]
-        )
+        if set(rope.scaling) != set(YARN):
+            raise ValueError(f"HF config rope_parameters: YaRN needs exactly {sorted(YARN)}")
+        settings |= rope.scaling
+        settings["rope_type"], settings["rotary_scaling_factor"] = "yarn", settings.pop("factor")
+        settings[LENGTH] = int(settings[LENGTH])
     return settings
 
 
@@ -153,11 +140,7 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        expert_model_parallel_size=parallel.expert_model_parallel_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
+        **parallel.megatron_sizes,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
