@@ -86,15 +86,11 @@ class PackedAttention(MegatronModule):
 
     def __init__(
         self,
+        *,
         config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: Any,
-        attention_type: str,
-        attention_dropout: Optional[float] = None,
         softmax_scale: Optional[float] = None,
-        cp_comm_type: Optional[str] = None,
         pg_collection: Any = None,
-        **kwargs: Any,
+        **others: Any,  # what Megatron tells every attention, and this one need not know
     ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
@@ -105,10 +101,9 @@ class PackedAttention(MegatronModule):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: Optional[torch.Tensor],
-        attn_mask_type: Any = None,
-        attention_bias: Optional[torch.Tensor] = None,
+        *masks: Any,
         packed_seq_params: Optional[PackedSeqParams] = None,
+        **others: Any,
     ) -> torch.Tensor:
         """query [T, heads, d], key [T, kv_heads, d], value [T, kv_heads, v] -> [T, heads * v]."""
         assert packed_seq_params is not None, "the policy always packs"

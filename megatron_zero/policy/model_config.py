@@ -13,6 +13,7 @@ from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+INIT_METHODS = ("init_method", "output_layer_init_method", "embedding_init_method")
 LENGTH = "original_max_position_embeddings"
 YARN = (LENGTH, "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 LAYER = "decoder.layers.0.self_attention."
@@ -147,9 +148,7 @@ def transformer_config(
         bf16=dtype == torch.bfloat16,
         # Weights are loaded, never drawn. Not `perform_initialization=False`: that also leaves
         # out the marks by which the gradient norm tells sharded parameters from replicated ones.
-        init_method=_leave_unset,
-        output_layer_init_method=_leave_unset,
-        embedding_init_method=_leave_unset,
+        **dict.fromkeys(INIT_METHODS, _leave_unset),
         use_cpu_initialization=not on_gpu,
         variable_seq_lengths=parallel.pipeline_model_parallel_size > 1,
         moe_token_dispatcher_type="alltoall",  # required by variable_seq_lengths, dense models too
