@@ -24,7 +24,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 
@@ -76,20 +76,18 @@ def build_samples(
 ) -> list[TrainSample]:
     """One sample per response, group by group; `advantages` is [P, G]."""
     assert len(groups) == len(graded) == advantages.size(0)
-    samples = []
-    for group, row in zip(groups, advantages.tolist(), strict=True):
-        for response, advantage in zip(group.responses, row, strict=True):
-            samples.append(
-                TrainSample(
-                    token_ids=group.prompt.token_ids + response.token_ids,
-                    prompt_length=len(group.prompt.token_ids),
-                    rollout_logprobs=response.rollout_logprobs,
-                    advantage=advantage,
-                    masked=mask_truncated and response.truncated,
-                    engine_index=response.engine_index,
-                )
-            )
-    return samples
+    return [
+        TrainSample(
+            token_ids=group.prompt.token_ids + response.token_ids,
+            prompt_length=len(group.prompt.token_ids),
+            rollout_logprobs=response.rollout_logprobs,
+            advantage=advantage,
+            masked=mask_truncated and response.truncated,
+            engine_index=response.engine_index,
+        )
+        for group, row in zip(groups, advantages.tolist(), strict=True)
+        for response, advantage in zip(group.responses, row, strict=True)
+    ]
 
 
 def step_denominator(
@@ -289,29 +287,27 @@ def build_global_batch(
             min_samples=packing.dp_size,
             skip_zero_advantage=exact_zero,
         )
+        denominator = step_denominator(
+            [samples[i] for i in chosen],
+            length_normalizer=loss.length_normalizer,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
         needed = [chosen[i] for i in kept]
-        lengths = [round_up(len(samples[i].token_ids) - 1, packing.alignment) for i in needed]
-        plan = packing.plan(lengths)
+        own = _own_microbatches(samples, needed, packing, loss.length_normalizer)
         minibatches.append(
-            Minibatch(
-                microbatches=tuple(
-                    build_microbatch(
-                        samples,
-                        [needed[i] for i in bin_],
-                        alignment=packing.alignment,
-                        length_normalizer=config.loss.length_normalizer,
-                    )
-                    for bin_ in plan[packing.dp_rank]
-                ),
-                denominator=step_denominator(
-                    [samples[i] for i in chosen],
-                    length_normalizer=config.loss.length_normalizer,
-                    max_response_tokens=config.rollout.max_response_tokens,
-                ),
-                num_samples=len(chosen),
-            )
+            Minibatch(microbatches=own, denominator=denominator, num_samples=len(chosen))
         )
     return GlobalBatch(minibatches=tuple(minibatches))
+
+
+def _own_microbatches(
+    samples: Sequence[TrainSample], indices: Sequence[int], packing: Packing, normalizer: str
+) -> tuple[Microbatch, ...]:
+    """This rank's share of the samples at `indices`, packed."""
+    lengths = [round_up(len(samples[i].token_ids) - 1, packing.alignment) for i in indices]
+    bins = ([indices[i] for i in bin_] for bin_ in packing.plan(lengths)[packing.dp_rank])
+    options: dict[str, Any] = {"alignment": packing.alignment, "length_normalizer": normalizer}
+    return tuple(build_microbatch(samples, bin_, **options) for bin_ in bins)
 
 
 def sample_weights(batch: GlobalBatch) -> dict[int, float]:
@@ -324,8 +320,7 @@ def sample_weights(batch: GlobalBatch) -> dict[int, float]:
     for minibatch in batch.minibatches:
         for microbatch in minibatch.microbatches:
             products = (microbatch.advantages * microbatch.loss_weights).abs().double()
-            lengths = microbatch.cu_seqlens.diff().tolist()
-            for i, tokens in zip(microbatch.sample_index, products.split(lengths), strict=False):
+            for i, tokens in microbatch.by_sample(products):
                 weights[i] = tokens.sum().item() / minibatch.denominator
     return weights
 
@@ -337,8 +332,7 @@ def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
         microbatches = []
         for microbatch in minibatch.microbatches:
             per_token = torch.zeros_like(microbatch.advantages)
-            parts = per_token.split(microbatch.cu_seqlens.diff().tolist())
-            for i, part in zip(microbatch.sample_index, parts, strict=False):
+            for i, part in microbatch.by_sample(per_token):
                 part.fill_(advantages[i])
             microbatches.append(replace(microbatch, advantages=per_token))
         minibatches.append(replace(minibatch, microbatches=tuple(microbatches)))
@@ -363,13 +357,8 @@ def build_document_minibatch(
         for sequence in sequences
         for document in sequence
     ]
-    lengths = [round_up(len(s.token_ids) - 1, packing.alignment) for s in samples]
-    plan = packing.plan(lengths)
     return Minibatch(
-        microbatches=tuple(
-            build_microbatch(samples, bin_, alignment=packing.alignment)
-            for bin_ in plan[packing.dp_rank]
-        ),
+        microbatches=_own_microbatches(samples, range(len(samples)), packing, "constant"),
         denominator=float(sum(len(s.token_ids) - 1 for s in samples)),
         num_samples=len(samples),
     )

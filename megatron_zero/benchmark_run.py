@@ -89,9 +89,8 @@ class BenchmarkRun:
         for template, (config, prompts) in self.plan.items():
             path, settings = out / f"{template}.jsonl", self.settings | {"data.template": template}
             with verifier_pool(config) as pool:
-                draw(
-                    config, prompts, (self.sampler, Grader(pool, self.group)), path, self.save_every
-                )
+                parts = self.sampler, Grader(pool, self.group)
+                draw(config, prompts, parts, path, self.save_every)
             if is_first:
                 lines = path.read_bytes().decode(errors="surrogatepass").split("\n")[:-1]
                 results[template] = evaluate.summarize(map(json.loads, lines))

@@ -23,7 +23,6 @@ from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
 from megatron_zero.launch_args import progress
-from megatron_zero.losses import Objective
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 from megatron_zero.observability.watchdog import watch_hosts
@@ -81,11 +80,9 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     run_dir = RunDir.of(config)
     tokenizer = load_tokenizer(config.model)
     hf_config = complete_hf_config(config.model, tokenizer)
-    source = (
-        local_directory(config.model.path, "model.path", topology.host_group)
-        if config.model.path
-        else None
-    )
+    source: Path | None = None
+    if config.model.path:
+        source = local_directory(config.model.path, "model.path", topology.host_group)
     if topology.rank == 0:
         create_run_dir(config, resume=resume)
         write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
@@ -94,26 +91,21 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
 
 
 def build_policy(
-    config: Config,
-    hf_config: dict[str, Any],
-    topology: Topology,
-    *,
-    objective: Objective,
-    num_optimizer_steps: int,
-    temperature: float = 1.0,
-    with_ref_policy: bool = False,
-    balance_coef: float = 0.0,
+    config: Config, hf_config: dict[str, Any], topology: Topology, **options: Any
 ) -> Policy:
-    """The policy with its starting weights: a checkpoint's, or drawn from the run's seed."""
+    """The policy with its starting weights: a checkpoint's, or drawn from the run's seed.
+
+    Args:
+        options: of `Policy`, from `objective` on.
+    """
     padded = padded_vocab_size(hf_config["vocab_size"], topology.tp_size)
     mapping = Mapping(family_for(hf_config), hf_config, padded, with_mtp=False)
     source: TensorSource | Path = RandomSource(mapping, config.seed)
     if config.model.init == "pretrained":
         directory = local_directory(config.model.path, "model.path", topology.host_group)
-        is_converted = is_megatron_checkpoint(directory)
-        source = (
-            directory if is_converted else open_source(directory, hf_config, config.model.dtype)
-        )
+        source = directory
+        if not is_megatron_checkpoint(directory):
+            source = open_source(directory, hf_config, config.model.dtype)
     return Policy(
         mapping,
         source,
@@ -121,11 +113,7 @@ def build_policy(
         parallel=config.parallel,
         optimizer=config.optimizer,
         dtype=config.model.dtype,
-        objective=objective,
-        num_optimizer_steps=num_optimizer_steps,
-        temperature=temperature,
-        with_ref_policy=with_ref_policy,
-        balance_coef=balance_coef,
+        **options,
     )
 
 
@@ -143,9 +131,11 @@ def packing(
     )
 
 
-def _more_layout(topology: Topology) -> str:
-    sizes = {"VPP": topology.vp_size, "CP": topology.cp_size, "EP": topology.ep_size}
-    return "".join(f" x {name} {size}" for name, size in sizes.items() if size > 1)
+def _layout(t: Topology) -> str:
+    more = {"VPP": t.vp_size, "CP": t.cp_size, "EP": t.ep_size}
+    sizes = {"TP": t.tp_size, "PP": t.pp_size, "DP": t.dp_size}
+    sizes |= {name: size for name, size in more.items() if size > 1}
+    return " x ".join(f"{name} {size}" for name, size in sizes.items())
 
 
 def report(config: Config, policy: Policy, run_dir: RunDir, **more: str) -> None:
@@ -157,8 +147,7 @@ def report(config: Config, policy: Policy, run_dir: RunDir, **more: str) -> None
     environment = collect_environment(kernels, world_size=topology.world_size)
     create_run_dir(config, resume=True, environment=environment)
     print(
-        f"layout: TP {topology.tp_size} x PP {topology.pp_size} x DP {topology.dp_size}"
-        f"{_more_layout(topology)}\n"
+        f"layout: {_layout(topology)}\n"
         f"kernels: {', '.join(f'{name} {value}' for name, value in kernels.items())}\n"
         f"run directory: {run_dir.path}",
         flush=True,

@@ -108,6 +108,12 @@ class ParallelConfig:
             fail(path, self.virtual_pipeline_model_parallel_size, valid)
 
     @property
+    def megatron_sizes(self) -> "dict[str, int]":
+        """By Megatron's names, which are the same, but for virtual stages."""
+        names = [name for name in self.__slots__ if name.endswith("_size")]
+        return {name: getattr(self, name) for name in names if not name.startswith("virtual_")}
+
+    @property
     def sequence_alignment(self) -> int:
         """What every packed sequence's length must be a multiple of.
 

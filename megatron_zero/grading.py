@@ -35,11 +35,7 @@ class Grader:
             groups: the same on every rank.
         """
         own = range(self.host_group.rank(), len(groups), self.host_group.size())
-        items = [
-            (response.text, groups[p].prompt.answers)
-            for p in own
-            for response in groups[p].responses
-        ]
+        items = [(r.text, groups[p].prompt.answers) for p in own for r in groups[p].responses]
         verdicts = iter(self.pool.grade(items))
         graded = {
             p: [apply_truncation(next(verdicts), r.truncated) for r in groups[p].responses]

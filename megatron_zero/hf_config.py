@@ -63,8 +63,7 @@ def with_vocab_size(hf_config: dict[str, Any], num_tokens: int) -> dict[str, Any
         ValueError: the size that is set is too small.
     """
     if not hf_config["vocab_size"]:
-        rounded = round_up(num_tokens, VOCAB_MULTIPLE)
-        return {**hf_config, "vocab_size": rounded}
+        return hf_config | {"vocab_size": round_up(num_tokens, VOCAB_MULTIPLE)}
     if hf_config["vocab_size"] < num_tokens:
         valid = f"must be at least the tokenizer's {num_tokens} tokens"
         fail("model.architecture.vocab_size", hf_config["vocab_size"], valid)

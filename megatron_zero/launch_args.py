@@ -13,13 +13,15 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_zero.config import replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
+from megatron_zero.hf_config import read_hf_config
+from megatron_zero.layout import check_layout
 from megatron_zero.objective import PRESETS
 
 COMMANDS = {
@@ -51,23 +53,15 @@ def make_parser(kind: str, *, launcher: bool) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(objective=None, nproc=None)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--run-dir", metavar="DIR", help="where the run is kept (sets runs_dir and name)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from the run directory's last checkpoint"
-    )
+    add = parser.add_argument
+    add("words", nargs="*", help=argparse.SUPPRESS)
+    add("--run-dir", metavar="DIR", help="where the run is kept (sets runs_dir and name)")
+    add("--resume", action="store_true", help="continue from the run directory's last checkpoint")
     if kind == "train":
-        parser.add_argument(
-            "--objective",
-            choices=list(PRESETS),
-            help="a published objective's settings, set before the overrides: docs/objectives.md",
-        )
+        text = "a published objective's settings, set before the overrides: docs/objectives.md"
+        add("--objective", choices=list(PRESETS), help=text)
     if launcher:
-        parser.add_argument(
-            "--nproc", type=int, metavar="N", help="processes; default: one per GPU, else 1"
-        )
+        add("--nproc", type=int, metavar="N", help="processes; default: one per GPU, else 1")
     return parser
 
 
@@ -98,6 +92,19 @@ def parse_args(
     if parsed.nproc is not None and parsed.nproc < 1:
         raise ValueError(f"--nproc={parsed.nproc}: must be at least 1")
     return LaunchArgs(config=config, resume=parsed.resume, nproc=parsed.nproc)
+
+
+def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) -> None:
+    """What each rank does: check everything that can be wrong, then `run(config, resume=)`.
+
+    Args:
+        argv: None: the process's own.
+    """
+    with user_errors():
+        args = parse_args(kind, sys.argv[1:] if argv is None else argv)
+        check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
+    progress("importing torch")
+    run(args.config, resume=args.resume)
 
 
 @contextmanager

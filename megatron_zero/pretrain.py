@@ -6,13 +6,10 @@ model. The same model, schedule, optimizer and checkpoints as in `train.py`, wit
     torchrun --nproc-per-node 2 -m megatron_zero.pretrain quickstart_base
 """
 
-import sys
 from collections.abc import Sequence
 
 from megatron_zero.config import PretrainConfig
-from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import parse_args, progress, user_errors, world_size
-from megatron_zero.layout import check_layout
+from megatron_zero.launch_args import run_rank
 
 MIB = 1024**2
 
@@ -79,12 +76,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of every rank, under torchrun or alone."""
-    with user_errors():
-        args = parse_args("pretrain", sys.argv[1:] if argv is None else argv)
-        assert isinstance(args.config, PretrainConfig)
-        check_layout(args.config, read_hf_config(args.config.model), world_size())
-    progress("importing torch and Megatron-Core")
-    pretrain(args.config, resume=args.resume)
+    run_rank("pretrain", argv, pretrain)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ with Session(config, resume=False) as run:
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from statistics import fmean
 
 import torch
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 MIB = 1024**2
 
 
-class Session:
+class Session(AbstractContextManager):
     """A reinforcement-learning run between its start and its end; every method is collective."""
 
     def __init__(self, config: RunConfig, *, resume: bool) -> None:
@@ -95,12 +95,14 @@ class Session:
     def _build_engine(self) -> None:
         """Engine, sampler, verifier; before the policy, which is built in what memory is left."""
         config, topology = self.config, self.topology
+        # The engine must hold a training sample, and the longest evaluation.
+        evaluation = evaluate.max_model_len(config, self._held_out, self._num_positions)
         self.engine = VllmEngine(
             str(self.run_dir.model),
             config.rollout,
             tokenizer=str(self.run_dir.model),
             dtype=config.model.dtype,
-            max_model_len=self._max_model_len(),
+            max_model_len=max(config.max_sample_tokens, evaluation),
             rank=topology.rank,
             world_size=topology.world_size,
         )
@@ -109,17 +111,8 @@ class Session:
         pool = self._exit.enter_context(verifier_pool(config))
         self.grader = Grader(pool, topology.host_group)
 
-    def __enter__(self) -> "Session":
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self._exit.close()
-
-    def _max_model_len(self) -> int:
-        """What the engine must hold: a training sample, or the longest evaluation."""
-        config, prompts = self.config, self._held_out
-        evaluation = evaluate.max_model_len(config, prompts, self._num_positions)
-        return max(config.max_sample_tokens, evaluation)
 
     def sample(
         self, prompts: Sequence[Prompt], step: int, *, first_place: int = 0

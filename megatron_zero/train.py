@@ -7,13 +7,10 @@ and runs this same program. There is no driver.
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 
 from megatron_zero.config import MismatchConfig, RunConfig
-from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import node_size, parse_args, progress, user_errors, world_size
-from megatron_zero.layout import check_layout
+from megatron_zero.launch_args import progress, run_rank
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +111,7 @@ def check_mismatch(metrics: dict[str, float], mismatch: MismatchConfig, *, step:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry of every rank, under torchrun or alone."""
-    with user_errors():
-        args = parse_args("train", sys.argv[1:] if argv is None else argv)
-        assert isinstance(args.config, RunConfig)
-        check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
-    progress("importing torch")
-    train(args.config, resume=args.resume)
+    run_rank("train", argv, train)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ Shapes: P prompts per step, G responses per prompt, T packed tokens and S sequen
 R of its tokens that the loss sees.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Optional
 
 import torch
@@ -132,6 +133,16 @@ class Microbatch:
     sample_index: tuple[int, ...]  # which sample of the step each sequence is
     old_logprobs: Optional[torch.Tensor] = None  # [T]; None: the current ones, detached
     ref_logprobs: Optional[torch.Tensor] = None  # [T]; None: no KL term
+
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Microbatch":
+        """The same with `change` of every tensor."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{n: change(v) for n, v in values if isinstance(v, torch.Tensor)})
+
+    def by_sample(self, values: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each sample's index, and its part of `values` [T]: a view."""
+        parts = values.split(self.cu_seqlens.diff().tolist())
+        return zip(self.sample_index, parts, strict=False)  # all padding: a part without a sample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -169,7 +169,15 @@ class Mapping:
         Raises:
             ValueError: if the name is unknown or its size does not divide by `tp_size`.
         """
-        return self._shard_shape(self.parameter(megatron_name), tp_size)
+        parameter = self.parameter(megatron_name)
+        full, dim = parameter.full_shape, parameter.tp_dim
+        if dim is None:
+            return full
+        if full[dim] % (tp_size * parameter.kind.num_blocks):
+            positions = f"{full[dim] // parameter.kind.num_blocks} positions of dim {dim}"
+            rule = f"{positions} do not divide by tensor-parallel size {tp_size}"
+            raise ValueError(f"Megatron parameter {parameter.name}: {rule}")
+        return (*full[:dim], full[dim] // tp_size, *full[dim + 1 :])
 
     def check_source(self, source: TensorSource) -> None:
         """Compare names and shapes of a whole checkpoint with the table; reads no tensor.
@@ -211,7 +219,7 @@ class Mapping:
         """
         assert 0 <= tp_rank < tp_size, f"tp_rank={tp_rank} of tp_size={tp_size}"
         parameter = self.parameter(megatron_name)
-        shape = self._shard_shape(parameter, tp_size)
+        shape = self.shard_shape(megatron_name, tp_size)
         if parameter.tp_dim is None or tp_size == 1:
             pieces = self.to_megatron_rows(megatron_name, source)
         elif parameter.tp_dim == 0:
@@ -238,7 +246,7 @@ class Mapping:
         """
         assert shards, f"no shards of {megatron_name}"
         parameter = self.parameter(megatron_name)
-        expected = self._shard_shape(parameter, len(shards))
+        expected = self.shard_shape(megatron_name, len(shards))
         for rank, shard in enumerate(shards):
             label = f"Megatron shard {megatron_name} of tensor-parallel rank {rank}"
             check_shape(label, tuple(shard.shape), expected)
@@ -342,16 +350,6 @@ class Mapping:
         if hf_name not in self._hf:
             raise ValueError(f"HF tensor {hf_name}: no rule of {self.family.model_type} maps it")
         return self._hf[hf_name]
-
-    def _shard_shape(self, parameter: Parameter, tp_size: int) -> Shape:
-        full, dim = parameter.full_shape, parameter.tp_dim
-        if dim is None:
-            return full
-        if full[dim] % (tp_size * parameter.kind.num_blocks):
-            positions = f"{full[dim] // parameter.kind.num_blocks} positions of dim {dim}"
-            rule = f"{positions} do not divide by tensor-parallel size {tp_size}"
-            raise ValueError(f"Megatron parameter {parameter.name}: {rule}")
-        return (*full[:dim], full[dim] // tp_size, *full[dim + 1 :])
 
 
 def _read_rows(

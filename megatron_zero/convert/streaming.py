@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
@@ -60,7 +61,7 @@ class OutputFile:
         self._file.close()
 
 
-class OutputDirectory:
+class OutputDirectory(AbstractContextManager):
     """The directory `final` in the making; a context manager.
 
     Args:
@@ -91,9 +92,6 @@ class OutputDirectory:
         self._pool = ThreadPoolExecutor(1)
         self._syncing: list[Future[None]] = []
         self._open: Optional[OutputFile] = None
-
-    def __enter__(self) -> "OutputDirectory":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()

@@ -1,10 +1,11 @@
 """Data sets: a name, file, folder or hub id to rows of (question, answers).
 
-`KNOWN` lists the data sets and benchmarks of the paper and their usual stand-ins. A known name is
-looked for under `data.data_dir` first and on the hub only if it is not there; so a folder with the
-files of `KNOWN[name].files` (parquet, JSONL, or folders written by `save_to_disk`: the reference's
-own `datasets/` folder works) makes a run independent of the network and of what a hub id holds
-today. Anything else is a path or a hub id, `owner/name` or `config@owner/name`.
+`KNOWN`, from `datasets.toml`, lists the data sets and benchmarks of the paper and their usual
+stand-ins. A known name is looked for under `data.data_dir` first and on the hub only if it is not
+there; so a folder with the files of `KNOWN[name].files` (parquet, JSONL, or folders written by
+`save_to_disk`: the reference's own `datasets/` folder works) makes a run independent of the network
+and of what a hub id holds today. Anything else is a path or a hub id, `owner/name` or
+`config@owner/name`.
 
 Two things to know about the data:
 
@@ -16,6 +17,7 @@ Two things to know about the data:
 """
 
 import logging
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,49 +53,18 @@ class KnownDataset:
     answer_after: str = ""  # the answer is what follows the last of these
 
 
-def _train(*names: str, **where: Any) -> KnownDataset:
-    return KnownDataset(files=(*(f"train/{each}" for each in names), *names), **where)
+# Under data_dir, by kind; the middle one of benchmarks is the reference's.
+_FOLDERS = {"train": ("train/", ""), "benchmark": ("eval/", "evaluation_suite/", "")}
+_TABLES = tomllib.loads(Path(__file__).with_name("datasets.toml").read_text(encoding="utf-8"))
 
 
-def _benchmark(*names: str, **where: Any) -> KnownDataset:
-    folders = ("eval/", "evaluation_suite/", "")  # the middle one is the reference's
-    return KnownDataset(files=tuple(f"{f}{each}" for f in folders for each in names), **where)
+def _known(kind: str, files: list[str], **where: Any) -> KnownDataset:
+    keys = {"keys": tuple(where["keys"])} if "keys" in where else {}
+    found = tuple(folder + file for folder in _FOLDERS[kind] for file in files)
+    return KnownDataset(files=found, **where | keys)
 
 
-_MATH_500 = _benchmark("math", "math500", hub="HuggingFaceH4/MATH-500", split="test")
-
-KNOWN: dict[str, KnownDataset] = {
-    "math_12k": _train("math_12k", hub="hiyouga/math12k"),
-    "math_lvl3to5_8k": _train(
-        "math_lvl3to5_8k", hub="alterego238/simplerl-math8k", keys=("question", "gt_answer")
-    ),
-    "gsm8k": _train(
-        "gsm8k_train", hub="main@openai/gsm8k", keys=("question", "answer"), answer_after="####"
-    ),
-    "asdiv": _train("asdiv_2k", "asdiv"),
-    "orz_57k": _train(
-        "orz_57k",
-        hub="Open-Reasoner-Zero/orz_math_57k_collection",
-        keys=("0.value", "1.ground_truth.value"),
-    ),
-    "dapo_17k": _train(
-        "dapo_17k", hub="all@open-r1/DAPO-Math-17k-Processed", keys=("prompt", "solution")
-    ),
-    "aime": _benchmark("aime", hub="HuggingFaceH4/aime_2024"),
-    "amc": _benchmark("amc", hub="AI-MO/aimo-validation-amc"),
-    "math": _MATH_500,
-    "math500": _MATH_500,
-    "minerva": _benchmark(
-        "minerva", hub="math-ai/minervamath", split="test", keys=("question", "answer")
-    ),
-    "olympiad_bench": _benchmark(
-        "olympiad_bench",
-        hub="math-ai/olympiadbench",
-        split="test",
-        keys=("question", "final_answer"),
-    ),
-}
-
+KNOWN = {name: _known(kind, **entry) for kind in _TABLES for name, entry in _TABLES[kind].items()}
 GENERATED = ("arithmetic", "arithmetic_heldout")
 BENCHMARKS = ("aime", "amc", "math", "minerva", "olympiad_bench")
 

@@ -59,9 +59,7 @@ class DocumentStream:
         """
         if tokenizer.eos_token_id is None:
             fail("model.tokenizer", tokenizer.name_or_path, "must have an EOS token")
-        self._config = config
-        self._tokenizer = tokenizer
-        self._seed = seed
+        self._config, self._tokenizer, self._seed = config, tokenizer, seed
         self._blocks: list[list[tuple[int, int]]] = []  # pieces: [start, end) in _tokens
         self._tokens = array("i")
         if config.source != "arithmetic":

@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Sinks:
+class Sinks(AbstractContextManager):
     """Several sinks as one; empty on every rank but the first."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -42,9 +43,6 @@ class Sinks:
     def close(self) -> None:
         for sink in self.sinks:
             sink.close()
-
-    def __enter__(self) -> "Sinks":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -86,15 +86,11 @@ class PackedAttention(MegatronModule):
 
     def __init__(
         self,
+        *,
         config: TransformerConfig,
-        layer_number: int,
-        attn_mask_type: Any,
-        attention_type: str,
-        attention_dropout: Optional[float] = None,
         softmax_scale: Optional[float] = None,
-        cp_comm_type: Optional[str] = None,
         pg_collection: Any = None,
-        **kwargs: Any,
+        **others: Any,  # what Megatron tells every attention, and this one need not know
     ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
@@ -105,36 +101,31 @@ class PackedAttention(MegatronModule):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: Optional[torch.Tensor],
-        attn_mask_type: Any = None,
-        attention_bias: Optional[torch.Tensor] = None,
+        *masks: Any,
         packed_seq_params: Optional[PackedSeqParams] = None,
+        **others: Any,
     ) -> torch.Tensor:
         """query [T, heads, d], key [T, kv_heads, d], value [T, kv_heads, v] -> [T, heads * v]."""
         assert packed_seq_params is not None, "the policy always packs"
         cu_seqlens = tuple(packed_seq_params.cu_seqlens_q.tolist())
         if self.cp_group is not None:
             return self._context_parallel(query, key, value, cu_seqlens)
-        num_heads, value_size = query.size(1), value.size(2)
-        outputs = []
+        inputs, outputs = (query, key, value), []
         for read, real, longest in attention_buckets(cu_seqlens):
             read, real = read.to(query.device), real.to(query.device)
-            q, k, v = (
-                x.index_select(0, read).view(-1, longest, x.size(1), x.size(2)).transpose(1, 2)
-                for x in (query, key, value)
-            )
-            block = torch.nn.functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                is_causal=True,
-                scale=self.softmax_scale,
-                enable_gqa=num_heads != key.size(1),
-            )
-            rows = block.transpose(1, 2).reshape(-1, num_heads * value_size)
-            outputs.append(rows.index_select(0, real))
+            parts = (x.index_select(0, read).view(-1, longest, *x.shape[1:]) for x in inputs)
+            outputs.append(self._attend(*parts, is_causal=True).index_select(0, real))
         inverse = _inverse_order(cu_seqlens).to(query.device)
         return torch.cat(outputs).index_select(0, inverse)
+
+    def _attend(self, *inputs: torch.Tensor, **mask: Any) -> torch.Tensor:
+        """Blocks [B, L, heads, d] of query, key, value -> [B * L, heads * v]."""
+        query, key, value = (x.transpose(1, 2) for x in inputs)
+        gqa = query.size(1) != key.size(1)
+        block = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, scale=self.softmax_scale, enable_gqa=gqa, **mask
+        )
+        return block.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def _context_parallel(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: Sequence[int]
@@ -156,19 +147,8 @@ class PackedAttention(MegatronModule):
         for start, end in itertools.pairwise(cu_seqlens):
             first, last = start // size, end // size
             visible = own[first:last, None] >= torch.arange(start, end)
-            q, k, v = (
-                x[None].transpose(1, 2)
-                for x in (query[first:last], key[start:end], value[start:end])
-            )
-            block = torch.nn.functional.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=visible,
-                scale=self.softmax_scale,
-                enable_gqa=query.size(1) != key.size(1),
-            )
-            outputs.append(block[0].transpose(0, 1).flatten(1))
+            parts = (x[None] for x in (query[first:last], key[start:end], value[start:end]))
+            outputs.append(self._attend(*parts, attn_mask=visible))
         return torch.cat(outputs)
 
 

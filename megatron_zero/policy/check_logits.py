@@ -15,31 +15,31 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_zero.batching import build_microbatch
+from megatron_zero.batching import Packing, build_document_minibatch
 from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.hf_dir import read_config
 from megatron_zero.policy.parallel import initialize
-from megatron_zero.types import TrainSample
 
+Documents = list[tuple[int, ...]]  # all of the same length
 BOUND = 1e-5
-_SAMPLES, _TOKENS = 2, 48
+_DOCUMENTS, _TOKENS = 2, 48
 
 
-def hf_logits(directory: Path, samples: list[TrainSample], *, rounded: bool) -> torch.Tensor:
-    """[samples * (tokens - 1), vocabulary], with weights rounded to bf16 first if told."""
+def hf_logits(directory: Path, documents: Documents, *, rounded: bool) -> torch.Tensor:
+    """[documents * (tokens - 1), vocabulary], with weights rounded to bf16 first if told."""
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if rounded else torch.float32
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).float().eval()
     with torch.no_grad():
-        ids = torch.tensor([sample.token_ids[:-1] for sample in samples])
+        ids = torch.tensor(documents)[:, :-1]
         logits: torch.Tensor = model(ids).logits
     return logits.flatten(0, 1)
 
 
 def megatron_logits(
-    directory: Path, hf_config: dict[str, Any], samples: list[TrainSample], *, rounded: bool
+    directory: Path, hf_config: dict[str, Any], documents: Documents, *, rounded: bool
 ) -> torch.Tensor:
     """The same of a distributed checkpoint, read by Megatron itself."""
     topology = initialize(ParallelConfig(), seed=0)
@@ -67,7 +67,9 @@ def megatron_logits(
         return captured[-1]
 
     model._output_layer_inputs = capture
-    forward_logprobs([model], [build_microbatch(samples, range(len(samples)))], topology)
+    packing = Packing(dp_rank=0, dp_size=1, max_tokens=_DOCUMENTS * _TOKENS)
+    minibatch = build_document_minibatch([documents], packing)
+    forward_logprobs([model], minibatch.microbatches, topology)
     hidden, weight = captured[0]
     return (hidden @ weight.t())[:, : hf_config["vocab_size"]]
 
@@ -82,19 +84,12 @@ def main() -> int:
     options = parser.parse_args()
     hf_config = read_config(options.hf)
     rng = random.Random(0)
-    samples = [
-        TrainSample(
-            token_ids=tuple(rng.randrange(hf_config["vocab_size"]) for _ in range(_TOKENS)),
-            prompt_length=1,
-            rollout_logprobs=(0.0,) * (_TOKENS - 1),
-            advantage=0.0,
-        )
-        for _ in range(_SAMPLES)
-    ]
+    vocabulary = range(hf_config["vocab_size"])
+    documents = [tuple(rng.choice(vocabulary) for _ in range(_TOKENS)) for _ in range(_DOCUMENTS)]
     rounded = options.dtype == "bf16"
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    logits = megatron_logits(options.megatron, hf_config, samples, rounded=rounded)
-    expected = hf_logits(options.hf, samples, rounded=rounded)
+    logits = megatron_logits(options.megatron, hf_config, documents, rounded=rounded)
+    expected = hf_logits(options.hf, documents, rounded=rounded)
     difference = ((logits - expected).abs().max() / expected.abs().max()).item()
     print(f"logits: largest relative difference {difference:.1e}, bound {BOUND:.0e}")
     return 0 if difference <= BOUND else 1

@@ -105,8 +105,6 @@ def save_and_prune(
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Steps of the complete checkpoints in a folder, oldest first."""
-    if not checkpoints.is_dir():
-        return []
     return sorted(
         int(path.name.removeprefix("step_"))
         for path in checkpoints.glob("step_*")

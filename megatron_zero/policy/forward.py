@@ -14,7 +14,6 @@ there on nothing may be divided again:
 So the gradient is the sum over microbatches and ranks, whatever the layout: `tests/invariance`.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -61,15 +60,7 @@ def _own_part(microbatch: Microbatch, topology: Topology) -> Microbatch:
     if topology.cp_size == 1:
         return microbatch
     own = own_positions(microbatch.cu_seqlens, topology.cp_rank, topology.cp_size)
-    length = len(microbatch.tokens)
-    cut = {
-        field.name: value[own]
-        for field in dataclasses.fields(microbatch)
-        if field.name != "cu_seqlens"
-        and isinstance(value := getattr(microbatch, field.name), torch.Tensor)
-        and len(value) == length
-    }
-    return dataclasses.replace(microbatch, **cut)
+    return microbatch.with_tensors(lambda x: x if x is microbatch.cu_seqlens else x[own])
 
 
 def _run_schedule(

@@ -5,6 +5,7 @@ at a time: the stage that owns a bucket gathers its tensor-parallel shards, turn
 tensors, and the other stages receive those.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_zero.convert.mapping import EXPERT, Mapping
+from megatron_zero.convert.safetensors_io import grouped
 from megatron_zero.convert.sources import TensorSource
 from megatron_zero.policy.model import PolicyModel, global_parameter_names
 from megatron_zero.policy.parallel import Topology
@@ -120,23 +122,13 @@ def _exports(
 
 
 def _buckets(exports: list[_Export], bucket_bytes: int) -> Iterator[list[_Export]]:
-    """Neighbours of one stage, together at most `bucket_bytes` (or a single larger tensor)."""
-    bucket: list[_Export] = []
-    size = 0
-    for export in exports:
-        fits = size + export.num_bytes <= bucket_bytes
-        if bucket and not (fits and _together(export, bucket[0])):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(export)
-        size += export.num_bytes
-    if bucket:
-        yield bucket
+    """Neighbours that can travel in one message, at most `bucket_bytes` (or one larger tensor)."""
 
+    def kind(export: _Export) -> tuple[object, ...]:
+        return export.stage, export.is_expert, export.dtype, export.owner
 
-def _together(a: _Export, b: _Export) -> bool:
-    """Whether two parameters can travel in one message."""
-    return (a.stage, a.is_expert, a.dtype, a.owner) == (b.stage, b.is_expert, b.dtype, b.owner)
+    for _, alike in itertools.groupby(exports, kind):
+        yield from grouped(alike, lambda export: export.num_bytes, bucket_bytes)
 
 
 def _gather(

@@ -13,6 +13,9 @@ from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+INIT_METHODS = ("init_method", "output_layer_init_method", "embedding_init_method")
+LENGTH = "original_max_position_embeddings"
+YARN = (LENGTH, "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 LAYER = "decoder.layers.0.self_attention."
 
 
@@ -21,15 +24,11 @@ def _leave_unset(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
-    if parallel.recompute == "full":
-        return {
-            "recompute_granularity": "full",
-            "recompute_method": "uniform",
-            "recompute_num_layers": 1,
-        }
+    more: dict[str, Any] = {"recompute_method": "uniform", "recompute_num_layers": 1}
     if parallel.recompute == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {}
+        more = {"recompute_modules": ["core_attn"]}
+    granularity = {"recompute_granularity": parallel.recompute}
+    return {} if parallel.recompute == "none" else granularity | more
 
 
 def _interleaving(parallel: ParallelConfig) -> dict[str, Any]:
@@ -100,22 +99,11 @@ def _latent_attention(mapping: Mapping) -> dict[str, Any]:
         "rotary_scaling_factor": 1.0,
     }
     if rope.rope_type == "yarn":
-        names = {
-            "factor": "rotary_scaling_factor",
-            "original_max_position_embeddings": "original_max_position_embeddings",
-            "beta_fast": "beta_fast",
-            "beta_slow": "beta_slow",
-            "mscale": "mscale",
-            "mscale_all_dim": "mscale_all_dim",
-        }
-        missing = sorted(set(names) ^ set(rope.scaling))
-        if missing:
-            raise ValueError(f"HF config rope_parameters: YaRN needs exactly {sorted(names)}")
-        settings["rope_type"] = "yarn"
-        settings |= {names[name]: value for name, value in rope.scaling.items()}
-        settings["original_max_position_embeddings"] = int(
-            rope.scaling["original_max_position_embeddings"]
-        )
+        if set(rope.scaling) != set(YARN):
+            raise ValueError(f"HF config rope_parameters: YaRN needs exactly {sorted(YARN)}")
+        settings |= rope.scaling
+        settings["rope_type"], settings["rotary_scaling_factor"] = "yarn", settings.pop("factor")
+        settings[LENGTH] = int(settings[LENGTH])
     return settings
 
 
@@ -153,20 +141,14 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         attention_softmax_in_fp32=True,
-        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        expert_model_parallel_size=parallel.expert_model_parallel_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-        context_parallel_size=parallel.context_parallel_size,
+        **parallel.megatron_sizes,
         sequence_parallel=parallel.sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         # Weights are loaded, never drawn. Not `perform_initialization=False`: that also leaves
         # out the marks by which the gradient norm tells sharded parameters from replicated ones.
-        init_method=_leave_unset,
-        output_layer_init_method=_leave_unset,
-        embedding_init_method=_leave_unset,
+        **dict.fromkeys(INIT_METHODS, _leave_unset),
         use_cpu_initialization=not on_gpu,
         variable_seq_lengths=parallel.pipeline_model_parallel_size > 1,
         moe_token_dispatcher_type="alltoall",  # required by variable_seq_lengths, dense models too

@@ -77,11 +77,8 @@ def build_optimizer(
         use_precision_aware_optimizer=bool(config.reduced_dtypes),
         **{name: DTYPES[value] for name, value in config.reduced_dtypes.items()},
     )
-    optimizer = get_megatron_optimizer(
-        megatron_config,
-        list(chunks),
-        config_overrides=get_standard_config_overrides(megatron_config),
-    )
+    overrides = get_standard_config_overrides(megatron_config)
+    optimizer = get_megatron_optimizer(megatron_config, list(chunks), config_overrides=overrides)
     # Without this scheduler Megatron would decay norms and biases too: it alone applies wd_mult.
     scheduler = OptimizerParamScheduler(
         optimizer,

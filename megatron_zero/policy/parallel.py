@@ -93,10 +93,10 @@ def initialize(parallel: ParallelConfig, *, seed: int) -> Topology:
     if parallel_state.model_parallel_is_initialized():
         _leave_groups()
     vp_size = parallel.virtual_pipeline_model_parallel_size
-    names = [f"{name}_parallel_size" for name in _GROUPS.values()]
-    sizes = {name: getattr(parallel, name) for name in names}
-    sizes["virtual_pipeline_model_parallel_size"] = vp_size if vp_size > 1 else None
-    parallel_state.initialize_model_parallel(**sizes)
+    parallel_state.initialize_model_parallel(
+        virtual_pipeline_model_parallel_size=vp_size if vp_size > 1 else None,
+        **parallel.megatron_sizes,
+    )
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     places: dict[str, Any] = {}
     for short, name in {**_GROUPS, "dp": "data"}.items():

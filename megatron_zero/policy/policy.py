@@ -137,10 +137,7 @@ class Policy:
             for microbatch in (m for mini in batch.minibatches for m in mini.microbatches):
                 assert microbatch.old_logprobs is not None and microbatch.ref_logprobs is not None
                 difference = (microbatch.old_logprobs - microbatch.ref_logprobs).double().cpu()
-                lengths = microbatch.cu_seqlens.diff().tolist()
-                for i, tokens in zip(
-                    microbatch.sample_index, difference.split(lengths), strict=False
-                ):
+                for i, tokens in microbatch.by_sample(difference):
                     sums[i] = tokens.sum()
         on_device = sums.to(self.topology.device)
         dist.all_reduce(on_device, group=self.topology.dp_cp_group)
@@ -152,19 +149,7 @@ class Policy:
 
     def _to_device(self, microbatches: Sequence[Microbatch]) -> list[Microbatch]:
         device = self.topology.device
-        if device.type == "cpu":
-            return list(microbatches)
-        return [
-            dataclasses.replace(
-                microbatch,
-                **{
-                    f.name: value.to(device, non_blocking=True)
-                    for f in dataclasses.fields(microbatch)
-                    if isinstance(value := getattr(microbatch, f.name), torch.Tensor)
-                },
-            )
-            for microbatch in microbatches
-        ]
+        return [m.with_tensors(lambda x: x.to(device, non_blocking=True)) for m in microbatches]
 
     def forward_backward(self, minibatch: Minibatch) -> StepMetrics:
         """Gradients of one optimizer step, left in the buffers; nothing is updated yet.
@@ -196,22 +181,13 @@ class Policy:
         """Sums and maxima over microbatches, data-parallel ranks and stages -> named means."""
         box: list[Any] = [None]
         if self.topology.is_last_stage:
-            names = list(reports[0][1])
-            max_names = list(reports[0][2])
-            sums = torch.stack(
-                [
-                    torch.stack([loss.double(), *(s[n].double() for n in names)])
-                    for loss, s, _ in reports
-                ]
-            ).sum(0)
+            sums = _stacked([{"loss": loss, **sums} for loss, sums, _ in reports]).sum(0)
             dist.all_reduce(sums, group=self.topology.dp_cp_group)
-            values = dict(zip(["loss", *names], sums.tolist(), strict=True))
-            if max_names:
-                maxima = torch.stack(
-                    [torch.stack([m[n].double() for n in max_names]) for _, _, m in reports]
-                ).amax(0)
+            values = dict(zip(["loss", *reports[0][1]], sums.tolist(), strict=True))
+            if reports[0][2]:
+                maxima = _stacked([maxima for _, _, maxima in reports]).amax(0)
                 dist.all_reduce(maxima, dist.ReduceOp.MAX, group=self.topology.dp_cp_group)
-                values |= zip(max_names, maxima.tolist(), strict=True)
+                values |= zip(reports[0][2], maxima.tolist(), strict=True)
             box = [values]
         if self.topology.pp_size > 1:
             last = self.topology.pp_size - 1
@@ -267,6 +243,11 @@ _METRIC_NAMES = {
     "mismatch_abs": "mismatch/mean_abs",
     "masked": "mismatch/masked_frac",
 }
+
+
+def _stacked(rows: list[forward.Sums]) -> torch.Tensor:
+    """[microbatches, values] float64; all have the same values, in the same order."""
+    return torch.stack([torch.stack([v.double() for v in row.values()]) for row in rows])
 
 
 def _means(values: dict[str, float]) -> dict[str, float]:

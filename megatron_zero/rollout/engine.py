@@ -40,12 +40,9 @@ class RolloutEngine(Protocol):
 
     def generate(self, requests: Sequence[Request], settings: SamplingSettings) -> list[Response]:
         """One response per request, in order, stamped with the weights' version."""
-        ...
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Replace all weights, given whole by HF name; forgets every cached prefix."""
-        ...
 
     def sleep(self) -> None:
         """Give device memory back until the next `load_weights`; the weights are dropped."""
-        ...

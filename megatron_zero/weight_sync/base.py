@@ -15,4 +15,3 @@ class WeightSync(Protocol):
         Raises:
             RuntimeError: a tensor was missing or given twice, or an engine is on another version.
         """
-        ...

@@ -337,4 +337,4 @@ def test_generated_sets():
 
 def test_every_benchmark_is_known():
     assert set(BENCHMARKS) <= set(known_names())
-    assert KNOWN["math500"] is KNOWN["math"]
+    assert KNOWN["math500"] == KNOWN["math"]
