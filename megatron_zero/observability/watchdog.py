@@ -38,6 +38,7 @@ def watch_hosts(max_silence_s: float) -> None:
     store = dist.PrefixStore(f"hosts/{env['TORCHELASTIC_RESTART_COUNT']}", job)
     said = dict.fromkeys(keys, b"")
     heard = dict.fromkeys(keys, time.monotonic())
+    ended = threading.Event()
 
     def exchange() -> None:
         before = ""
@@ -48,11 +49,13 @@ def watch_hosts(max_silence_s: float) -> None:
             for host, word in zip(keys, store.multi_get(keys), strict=True):
                 if word != said[host] or word == _DONE:
                     said[host], heard[host] = word, time.monotonic()
-            time.sleep(_INTERVAL_S)
+            if ended.wait(_INTERVAL_S):
+                return
 
     def judge() -> None:
         while not (lost := [h for h in keys if time.monotonic() - heard[h] > max_silence_s]):
-            time.sleep(1)
+            if ended.wait(1):
+                return
         names = ", ".join(said[host].decode().split(",")[0] for host in lost)
         if own in lost:  # the store did not answer: nobody is heard of
             names = f"{head}, or the network of this host"
@@ -60,6 +63,13 @@ def watch_hosts(max_silence_s: float) -> None:
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
 
-    for work in (exchange, judge):
-        threading.Thread(target=work, daemon=True).start()
-    atexit.register(store.set, own, _DONE)
+    def end() -> None:
+        ended.set()
+        for thread in threads:  # one that is in the store while Python is taken down aborts
+            thread.join(_INTERVAL_S)
+        store.set(own, _DONE)
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (exchange, judge)]
+    for thread in threads:
+        thread.start()
+    atexit.register(end)
