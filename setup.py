@@ -89,7 +89,9 @@ setup(
     description="R1-Zero-like training with Dr. GRPO on Megatron-Core and vLLM",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_zero", "megatron_zero.*", "recipes", "recipes.*"]),
-    package_data={"megatron_zero": ["data/*.jsonl", "data/*.toml", "analysis/*.yaml"]},
+    package_data={
+        "megatron_zero": ["data/*.jsonl", "data/*.toml", "analysis/*.yaml", "rewards/*.toml"]
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={

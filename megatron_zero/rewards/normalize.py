@@ -11,7 +11,9 @@ applied to at most `MAX_ANSWER_CHARS` characters.
 """
 
 import re
+import tomllib
 import unicodedata
+from pathlib import Path
 from typing import Optional
 
 from megatron_zero.rewards.tokens import FUNCTIONS
@@ -29,39 +31,8 @@ _UNICODE = {
     **{ord(c): f"^{{{digit}}}" for digit, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
     ord("°"): "^\\circ ",
 }
-# In this order, on the whole answer.
-_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"(?s)^\\boxed\{(.*)\}$", r"\1"),
-        (r"(?i)\\(?:text|mbox|mathrm)[a-z]*\s*\{[\s,]*(and|or)[\s,]*\}", r" \1 "),
-        (r"^\\[(\[]|\\[)\]](?=[\s.,]*$)", ""),
-        (r"\\\$|[$€£]|(?<=[\d}).$ ])\\?%(?![\w\\({^])|\bpercent\b", ""),
-        (r"(?<=\d)(?:\{,\}|,\s*\\!|\\[, ])\s*(?=\d{3}(?!\d))", ""),  # 1{,}000 10,\!080 1\,000
-        (r"\\phantom\s*(?:\{[^{}]*\}|.)", ""),
-        (r"\\(?:(?:left|right)\b\.?|(?:[bB]igg?[lrm]?|displaystyle|limits)(?![A-Za-z]))", ""),
-        (r"\\[dtc](frac|binom)(?![A-Za-z])", r"\\\1"),
-        (r"(\\\\)\[\d+\s*[a-z]+\]", r"\1"),  # \\[4pt]
-        (r"(?<!\\)\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~|\s+", " "),  # not \\ of a matrix
-        (r"\\(begin|end)\{(?:[pbB]?(?:small)?matrix|array)\}", r"\\\1 "),
-        (r"(\\begin )\s*\{[lcr| ]+\}", r"\1"),
-        (r"\\(?:mathbf|mathit|boldsymbol|bm|mathnormal)\s*\{([^{}]*)\}", r" \1 "),
-        (r"\\(frac|binom) ?(\d)", r"\\\1{\2}"),
-        (r"(\\(?:frac|binom) ?\{[^{}]*\}) ?(\d)", r"\1{\2}"),
-        (r"\\sqrt ?(\d+)", r"\\sqrt{\1}"),
-        (r"(?<![\d.])\.(?=\d)", "0."),
-        (r"(?<![\w.^}])(\d+) ?(\\frac ?\{\d+\} ?\{\d+\})", r"(\1+\2)"),  # mixed numbers
-        (r"(?<![\w.^}])(\d+) +(\d+)/(\d+)(?![\w.])", r"(\1+\\frac{\2}{\3})"),
-        (r"\\mathbb\s*(?:\{R\}|R)|ℝ", r"(-\\infty,\\infty)"),
-        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-        (r"\\\{ ?[a-z] ?(?:\\mid|\||:)(.*)\\\}$", r"\1"),  # {x | x > 2}
-        (r"\\(?:pmod|bmod|mod)(?![A-Za-z])", r"\\mod "),
-        (r"\( ?(?:\\?mod|\\text\{ ?mod ?\}) ([^()]*)\)", r"\\mod \1"),
-        (r"\\\{ ?\\\}", r"\\emptyset "),
-        (r"(?i)(?<=:\d\d)\s*(?:\\text\{\s*([ap])\.?m\.?\s*\}|([ap])\.?m\b\.?)", r"\1\2m"),
-        (r"\.\.\.|…", r"\\ldots "),
-    )
-)
+_SPELLINGS = tomllib.loads(Path(__file__).with_name("spellings.toml").read_text("utf-8"))
+_RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS["rules"]]
 _DEGREES = re.compile(
     r"(?:\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\(?:degree|circ)(?![A-Za-z]))"
     r"(?:\s*(?:[CF](?![A-Za-z])|\\text\{\s*[CF]\s*\}))?"
@@ -80,28 +51,9 @@ _PLAIN_UNIT = re.compile(
     rf"(?:(?<=[\d)}}])(?=[A-Za-z]{{2}})|(?<=[\d)}}\w])\s+)(?:[A-Za-z]++\.?{_POWER}[\s/]*+)++$"
 )
 _UNIT_PARTS = re.compile(r"[a-z]+|\^ *-? *\d+|/|\S")
-# Of each group the first is the name by which units are compared; all without plural s. Of the last
-# two groups, counted things that are no plural in s and what goes with units, there is no name.
-_MEASURES = """
-cm centimeter centimetre|m meter metre|mm millimeter|km kilometer kilometre|nm|dm|inch in inches|
-foot ft feet|yard yd|mile mi|acre|g gm gram|kg kilogram|mg milligram|lb pound|ounce oz|ton|second s
-sec|minute min|hour hr h|day|week|month|year yr|degree deg|radian rad|knot|dollar usd|cent penny
-pennies|euro|l liter litre|ml milliliter|gallon gal|quart|cup|mile/hour mph|km/hour kph kmph|rpm|
-joule j|kj|cal|kcal|watt w|kw|volt v|newton n|hertz hz|khz|mhz|kelvin k|ev|mol|pa|kpa|atm|bar|amp|
-ohm|erg|# unit point person people student child children boy girl man men woman women way time page
-apple ball book car coin cookie dog cat game integer number digit solution value tile vertex side
-vertices row piece box mice sheep fish of the each
-"""
-_CANONICAL = {
-    word: names[0] for group in _MEASURES.split("|") if (names := group.split()) for word in names
-}
-# Words that change the value, or that another answer may hide behind.
-_NOT_UNITS = re.compile(
-    r"(?:or|and|not?|if|is|but|than|less|more|minus|plus|times|over|under|negative|below|maybe|either"
-    r"|except|equals|this|was|squared|cubed|half|halve|double|triple|twice|factorial|inverse|root"
-    r"|third|(?!month).*th|ten|dozen|score|hundred|thousand|[mbtr]+illion|pair|one|two|three|four|five|six"
-    r"|seven|eight|nine|zero|pi|base)s?"
-)
+_GROUPS = map(str.split, _SPELLINGS["measures"].split("|"))
+_CANONICAL = {word: names[0] for names in _GROUPS for word in names}
+_NOT_UNITS = re.compile(f"(?:{'|'.join(_SPELLINGS['not_units'].split())})s?")
 
 
 def clean(answer: str) -> tuple[str, str]:
