@@ -1,8 +1,8 @@
 """What all tests share: how they are spread over workers, and where local data is.
 
 `make test` runs pytest with `-n 2 --dist loadgroup`. Every test outside tests/unit, and every unit
-test marked `processes`, starts several processes; they form two groups, the layouts and the rest,
-each of which xdist gives to one worker, where they run one after another.
+test marked `processes`, starts several processes; they form two groups that take about equally
+long, each of which xdist gives to one worker, where they run one after another.
 """
 
 import os
@@ -14,6 +14,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 TESTS = Path(__file__).parent
+FIRST_GROUP = {"invariance", "parity", "test_hosts.py", "test_nemo_run.py", "test_judge_on_vllm.py"}
 SHARED = TESTS.parent.parent / "shared"  # data and tokenizers beside the checkout; may be absent
 
 
@@ -53,8 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not item.path.is_relative_to(TESTS / "unit"):
             item.add_marker("processes")
         if item.get_closest_marker("processes"):
-            layouts = {"invariance", "parity"} & set(item.path.relative_to(TESTS).parts)
-            item.add_marker(pytest.mark.xdist_group("layouts" if layouts else "processes"))
+            first = FIRST_GROUP & {*item.path.relative_to(TESTS).parts}
+            item.add_marker(pytest.mark.xdist_group("first" if first else "second"))
 
 
 @pytest.fixture(scope="session")
