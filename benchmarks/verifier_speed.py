@@ -153,6 +153,23 @@ def pool_throughput(pairs: Pairs, repeats: int, workers: tuple[int, ...]) -> dic
     return report
 
 
+def hostile_times() -> dict[str, Any]:
+    """Every hostile answer against three golds, the last one made of itself."""
+    from tests.unit.rewards.hostile import hostile_answers
+
+    with tempfile.TemporaryDirectory() as directory:
+        hostile = hostile_answers(f"{directory}/executed")
+        golds = (r"\frac{1}{2}", "x+1")
+        times = run("ours", [(a, gold) for a in hostile for gold in (*golds, f"{a}+0")])
+        executed = bool(os.listdir(directory))
+    return {
+        "answers": len(hostile),
+        "slowest_cpu_s": round(times["slowest_s"], 3),
+        "rewarded": sum(v for i, v in enumerate(times["verdicts"]) if i % 3 < 2),
+        "executed": executed,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -169,7 +186,6 @@ def main() -> None:
         subprocess.run([*pip, *PACKAGES], check=True)
     import pyarrow.parquet
 
-    from tests.unit.rewards.hostile import hostile_answers
     from tests.unit.rewards.test_rewards_equivalence import PERTURBATIONS, RESPELLINGS
     from tests.unit.rewards.test_rewards_equivalence import cases as all_cases
 
@@ -185,32 +201,18 @@ def main() -> None:
     }
     rounds = 1 if options.quick else 3
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as directory:
-        hostile = hostile_answers(f"{directory}/executed")
-        times = run(
-            "ours", [(a, gold) for a in hostile for gold in (r"\frac{1}{2}", "x+1", f"{a}+0")]
-        )
-        executed = bool(os.listdir(directory))
     report = {
         "started": started,
         "command": " ".join(["verifier_speed.py", *sys.argv[1:]]),
         "commit": shared["git_commit"](),
         "hardware": shared["hardware"](),
-        "versions": {
-            "python": sys.version.split()[0],
-            "mpmath": importlib.metadata.version("mpmath"),
-        }
-        | {"sympy": importlib.metadata.version("sympy")}  # of math-verify
+        "versions": {"python": sys.version.split()[0]}
+        | {name: importlib.metadata.version(name) for name in ("mpmath", "sympy")}
         | dict(package.split("==") for package in PACKAGES),
         "load_before": load,
         "perturbed": speed(pairs["perturbed"], rounds, False),
         "respelled": speed(pairs["respelled"], rounds, True),
-        "hostile": {
-            "answers": len(hostile),
-            "slowest_cpu_s": round(times["slowest_s"], 3),
-            "rewarded": sum(v for i, v in enumerate(times["verdicts"]) if i % 3 < 2),
-            "executed": executed,
-        },
+        "hostile": hostile_times(),
         "pool": pool_throughput(
             pairs["perturbed"] + pairs["respelled"], 1 if options.quick else 2, (1, 2)
         ),
