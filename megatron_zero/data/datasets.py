@@ -122,8 +122,6 @@ def read_rows(
         rows = _generated_rows(config, seed)
         return rows, len(rows)
     entry = _entry(config)
-    if config.split not in (entry.split, DataConfig().split):
-        fail("data.split", config.split, f"{name} is always its split {entry.split!r}")
     table = _find(config, entry, setting)
     prompt_key = config.prompt_key or _first(table, (entry.keys[0], "problem"))
     answer_key = config.answer_key or _first(table, ("answers", entry.keys[1], "answer"))
@@ -183,7 +181,11 @@ def is_local(config: DataConfig, setting: str = "data.dataset") -> bool:
 
 def _entry(config: DataConfig) -> KnownDataset:
     if config.dataset in KNOWN:
-        return KNOWN[config.dataset]
+        entry = KNOWN[config.dataset]
+        if config.split not in (entry.split, DataConfig().split):
+            always = f"{config.dataset} is always its split {entry.split!r}"
+            fail("data.split", config.split, always)
+        return entry
     return KnownDataset(files=(), split=config.split)
 
 

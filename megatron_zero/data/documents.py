@@ -170,8 +170,9 @@ def read_texts(config: DocumentsConfig) -> tuple[list[str], int]:
     texts = []
     for row, parts in enumerate(zip(*columns, strict=True)):
         for part in parts:
-            if part is not None:
-                _check_part(part, config.text_key, table.place(row))
+            problem = _why_no_text(part)
+            if problem:
+                fail("documents.text_key", config.text_key, f"{table.place(row)}: {problem}")
         if all(part and part.strip() for part in parts):
             texts.append("\n".join(parts))
     return texts, len(columns[0])
@@ -209,11 +210,17 @@ def _open_source(config: DocumentsConfig) -> Table:
     return open_table(path, "train", "documents.source")
 
 
-def _check_part(part: Any, text_key: str, place: str) -> None:
-    """Refuse what is no text. A NUL is kept: pages of the web and programs have some."""
+def _why_no_text(part: Any) -> str:
+    """What is wrong with a value of a column, or "".
+
+    None is left out later. A NUL is kept: pages of the web and programs have some.
+    """
+    if part is None:
+        return ""
     if not isinstance(part, str):
-        fail("documents.text_key", text_key, f"{place}: {type(part).__name__}, not text")
+        return f"{type(part).__name__}, not text"
     surrogate = None if part.isascii() else _SURROGATE.search(part)
-    if surrogate is not None:
-        found = f"a lone surrogate {surrogate.group()!r} at character {surrogate.start() + 1}"
-        fail("documents.text_key", text_key, f"{place}: {found}, which is not text")
+    if surrogate is None:
+        return ""
+    where = f"{surrogate.group()!r} at character {surrogate.start() + 1}"
+    return f"a lone surrogate {where}, which is not text"

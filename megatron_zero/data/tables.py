@@ -7,6 +7,7 @@ or `prompt.0.content` read the formats of other trainers as they are.
 A file that cannot be read is refused in one sentence, with its name and the row or line.
 """
 
+import bisect
 import difflib
 import itertools
 from collections.abc import Callable, Iterable
@@ -20,6 +21,10 @@ from megatron_zero.data.text_files import read_json_records
 FILE_SUFFIXES = (".parquet", ".jsonl", ".json")
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
+
+
+# What `load_from_disk` raises where its files are missing or damaged, besides Arrow's errors.
+_DAMAGED_DATASET = (OSError, ValueError, TypeError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ def _parquet_table(origin: str, files: list[Path], setting: str) -> Table:
             metadata = pq.read_metadata(file)
             names.append(metadata.schema.to_arrow_schema().names)
         except (pa.ArrowException, OSError) as error:
-            _unreadable(file, error, setting)
+            _unreadable(file, "parquet", error, setting)
         ends.append(ends[-1] + metadata.num_rows)
         for name in names[-1]:
             if names[-1].count(name) > 1:
@@ -163,23 +168,25 @@ def _parquet_table(origin: str, files: list[Path], setting: str) -> Table:
         values = []
         for file in files:
             try:
-                values += python_values(pq.read_table(file, columns=[column])[column])
+                # not read_table: it imports pandas, which the launcher would have to wait for
+                with pq.ParquetFile(file) as parquet:
+                    values += python_values(parquet.read([column])[column])
             except UndecodableError as error:
                 fail(setting, str(file), f"row {error.row}: {column} is {error}")
             except (pa.ArrowException, OSError) as error:
-                _unreadable(file, error, setting)
+                _unreadable(file, "parquet", error, setting)
         return values
 
     def place(row: int) -> str:
-        number = next(i for i, end in enumerate(ends[1:]) if row < end)
+        number = bisect.bisect_right(ends, row) - 1
         return f"row {row - ends[number]} of {files[number]}"
 
     return Table(origin, shared, read, place)
 
 
-def _unreadable(path: Path, error: Exception, setting: str) -> NoReturn:
+def _unreadable(path: Path, kind: str, error: Exception, setting: str) -> NoReturn:
     reason = str(error).strip().partition("\n")[0]
-    fail(setting, str(path), f"cannot be read, is damaged or something else: {reason}")
+    fail(setting, str(path), f"cannot be read as {kind}: {reason}")
 
 
 def _json_table(path: Path, setting: str) -> Table:
@@ -199,8 +206,10 @@ def _saved_dataset(folder: Path, split: str, setting: str) -> Table:
 
     try:
         loaded = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        _unreadable(folder, error, setting)
+    except IndexError:  # of the list of its files
+        fail(setting, str(folder), "has no rows")
+    except (*_DAMAGED_DATASET, pa.ArrowException) as error:
+        _unreadable(folder, "a saved data set", error, setting)
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             fail("data.split", split, f"{folder} has {', '.join(loaded)}")

@@ -6,6 +6,7 @@ object has twice is refused, since one of the two values would be lost without a
 
 import json
 import re
+import sys
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,14 +55,16 @@ def read_json_records(path: Path, setting: str) -> Records:
     records: list[dict[str, Any]] = []
     numbers = array("q")
     for number, line in _lines(path, setting):
-        if line.strip():
-            try:
-                record = json.loads(line, object_pairs_hook=_object)
-            except (ValueError, RecursionError) as error:
-                _not_json(path, number, error, setting)
-            _check_object(record, path, number, setting)
-            records.append(record)
-            numbers.append(number)
+        start = _SPACE.match(line).end()
+        if start == len(line):
+            continue
+        record, end = _decode(path, line, start, number, setting)
+        end = _SPACE.match(line, end).end()
+        if end < len(line):
+            reason = f"there is more behind its first value, at character {end + 1}"
+            _refuse_line(path, number, f"is not JSON: {reason}", setting)
+        records.append(_checked_object(record, path, number, setting))
+        numbers.append(number)
     if not records:
         fail(setting, str(path), f"holds no records{_looks_like(path)}")
     return records, numbers
@@ -99,44 +102,40 @@ def _is_json_lines(text: str) -> bool:
 
 def _list_of_objects(path: Path, text: str, setting: str) -> Records:
     """The elements of a list are read one by one, because only so their lines are known."""
-    decoder = json.JSONDecoder(object_pairs_hook=_object)
-    position = _SPACE.match(text).end()
     records: list[dict[str, Any]] = []
     numbers = array("q")
+    position = _SPACE.match(text).end()
     number = 1 + text.count("\n", 0, position)
-    try:
-        if text[position : position + 1] != "[":
-            decoder.raw_decode(text, position)  # raises where it is no JSON at all
-            valid = "must be a list of objects, or hold an object per line"
-            fail(setting, str(path), f"{valid}{_looks_like(path)}")
-        while text[position] != "]":
-            start = _SPACE.match(text, position + 1).end()
-            number += text.count("\n", position, start)
-            if text[start : start + 1] == "]" and not records:
-                position = start
-                break
-            record, end = decoder.raw_decode(text, start)
-            _check_object(record, path, number, setting)
-            records.append(record)
-            numbers.append(number)
-            position = _SPACE.match(text, end).end()
-            number += text.count("\n", start, position)
-            if text[position : position + 1] not in (",", "]"):
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-        end = _SPACE.match(text, position + 1).end()
-        if end < len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except (json.JSONDecodeError, RecursionError) as error:
-        _not_json(path, getattr(error, "lineno", number), error, setting)
-    except _TwiceError as error:
-        _not_json(path, number, error, setting)
-    if not records:
+    if position == len(text):
         fail(setting, str(path), "holds no records")
+    if text[position] != "[":
+        _decode(path, text, position, number, setting)  # refuses what is no JSON at all
+        valid = "must be a list of objects, or hold an object per line"
+        fail(setting, str(path), valid)
+    is_first = True
+    while text[position : position + 1] != "]":
+        start = _SPACE.match(text, position + 1).end()
+        number += text.count("\n", position, start)
+        if is_first and text[start : start + 1] == "]":
+            fail(setting, str(path), "holds no records")
+        is_first = False
+        record, end = _decode(path, text, start, number, setting)
+        records.append(_checked_object(record, path, number, setting))
+        numbers.append(number)
+        position = _SPACE.match(text, end).end()
+        number += text.count("\n", start, position)
+        if text[position : position + 1] not in (",", "]"):
+            reason = "a comma or the list's end is missing"
+            _refuse_line(path, number, f"is not JSON: {reason}", setting)
+    end = _SPACE.match(text, position + 1).end()
+    if end < len(text):
+        number += text.count("\n", position, end)
+        _refuse_line(path, number, "is not JSON: there is more behind the list", setting)
     return records, numbers
 
 
 class _TwiceError(ValueError):
-    """A key that an object has twice."""
+    """An object has a key twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,23 +143,38 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in record if names.count(name) > 1)
-        raise _TwiceError(f"an object has the key {twice!r} twice")
+        raise _TwiceError(f"has an object with the key {twice!r} twice")
     return record
 
 
-def _check_object(record: Any, path: Path, number: int, setting: str) -> None:
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _decode(path: Path, text: str, start: int, number: int, setting: str) -> tuple[Any, int]:
+    """The value that begins at `start`, and where it ends; `number` is the line of `start`."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except _TwiceError as error:
+        _refuse_line(path, number, str(error), setting)
+    except json.JSONDecodeError as error:
+        number += text.count("\n", start, error.pos)
+        reason = f"{error.msg.removesuffix(' at')} at character {error.colno}"
+        _refuse_line(path, number, f"is not JSON: {reason}", setting)
+    except RecursionError:
+        _refuse_line(path, number, "is nested too deeply", setting)
+    except ValueError:  # int() of too many digits
+        digits = sys.get_int_max_str_digits()
+        _refuse_line(path, number, f"has an integer of more than {digits} digits", setting)
+
+
+def _checked_object(record: Any, path: Path, number: int, setting: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        kind = type(record).__name__
-        fail(setting, str(path), f"line {number} holds a {kind}, not an object")
+        _refuse_line(path, number, f"holds {type(record).__name__}, not an object", setting)
+    return record
 
 
-def _not_json(path: Path, number: int, error: Exception, setting: str) -> NoReturn:
-    reason = str(error)
-    if isinstance(error, json.JSONDecodeError):
-        reason = f"{error.msg} at character {error.colno}"
-    elif isinstance(error, RecursionError):
-        reason = "it is nested too deeply"
-    fail(setting, str(path), f"line {number} is not JSON: {reason}{_looks_like(path)}")
+def _refuse_line(path: Path, number: int, reason: str, setting: str) -> NoReturn:
+    fail(setting, str(path), f"line {number} {reason}{_looks_like(path)}")
 
 
 def _looks_like(path: Path) -> str:
