@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_zero.config_io import Config, dump_config
+from megatron_zero.step_names import step_name
 
-
-def step_name(step: int) -> str:
-    """`step_000010`; sorts by step."""
-    return f"step_{step:06d}"
+ROLLOUT_SUFFIX = ".jsonl.zst"
 
 
 class RunDir:
@@ -46,7 +44,7 @@ class RunDir:
         return cls(Path(config.run_dir))
 
     def rollouts(self, step: int) -> Path:
-        return self.path / "rollouts" / f"{step_name(step)}.jsonl.zst"
+        return self.path / "rollouts" / f"{step_name(step)}{ROLLOUT_SUFFIX}"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)

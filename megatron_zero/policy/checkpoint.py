@@ -12,6 +12,7 @@ from typing import Any, Optional
 import torch.distributed as dist
 
 from megatron_zero.policy.policy import Policy
+from megatron_zero.step_names import step_name, steps_in
 
 _INCOMPLETE = ".incomplete"
 
@@ -90,7 +91,7 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
 def load_latest(checkpoints: Path, policy: Policy) -> Optional[dict[str, Any]]:
     """Restore the newest complete checkpoint of a folder; None where there is none."""
     steps = saved_steps(checkpoints)
-    return load(checkpoints / f"step_{steps[-1]:06d}", policy) if steps else None
+    return load(checkpoints / step_name(steps[-1]), policy) if steps else None
 
 
 def save_and_prune(
@@ -105,17 +106,19 @@ def save_and_prune(
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Steps of the complete checkpoints in a folder, oldest first."""
-    return sorted(
-        int(path.name.removeprefix("step_"))
-        for path in checkpoints.glob("step_*")
-        if path.is_dir() and not path.name.endswith(_INCOMPLETE)
-    )
+    return [step for step in steps_in(checkpoints) if (checkpoints / step_name(step)).is_dir()]
 
 
 def prune(checkpoints: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints (0: none) and what a crash left half done."""
-    for partial in checkpoints.glob(f"*{_INCOMPLETE}"):
-        shutil.rmtree(partial)
+    """Remove all but the newest `keep` checkpoints (0: none) and what a crash left half done.
+
+    Nothing else that lies there is touched, nor a checkpoint that is a link to another place.
+    """
+    old = [step_name(step) + _INCOMPLETE for step in steps_in(checkpoints, _INCOMPLETE)]
     steps = saved_steps(checkpoints)
-    for step in steps[: len(steps) - keep] if keep else []:
-        shutil.rmtree(checkpoints / f"step_{step:06d}")
+    if keep:
+        old += [step_name(step) for step in steps[: len(steps) - keep]]
+    for name in old:
+        directory = checkpoints / name
+        if directory.is_dir() and not directory.is_symlink():
+            shutil.rmtree(directory)

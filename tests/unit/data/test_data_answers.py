@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_zero.config import DataConfig
@@ -211,6 +211,7 @@ def test_decimals_are_written_out():
             answer_texts(decimal.Decimal(text), "answer", "row 0")
 
 
+@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_a_float32_is_the_shortest_decimal_that_is_it(value):
     """Read back as float32 it is the same number, and no shorter decimal would be."""
@@ -223,6 +224,7 @@ def test_a_float32_is_the_shortest_decimal_that_is_it(value):
         assert np.float32(str(shorter)) != np.float32(value)
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_float64_is_spelled_as_python_does(value):
     [number] = python_values(pa.chunked_array([pa.array([value])]))

@@ -11,9 +11,9 @@ from megatron_zero.observability.run_dir import (
     RunDir,
     check_startable,
     create_run_dir,
-    step_name,
     write_atomically,
 )
+from megatron_zero.step_names import step_name
 
 RESULTS = [
     "metrics.jsonl",
