@@ -10,6 +10,7 @@ Written so that nemo-run can carry it: no `X | None`, tuples, enums or optional 
 Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 """
 
+import os
 from dataclasses import dataclass, field
 from dataclasses import replace as replace
 
@@ -279,7 +280,7 @@ class RunConfig:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.runs_dir}/{self.name}"
+        return os.path.expanduser(f"{self.runs_dir}/{self.name}")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -307,4 +308,4 @@ class PretrainConfig:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.runs_dir}/{self.name}"
+        return os.path.expanduser(f"{self.runs_dir}/{self.name}")
