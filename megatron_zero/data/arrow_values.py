@@ -2,9 +2,11 @@
 
 Arrow widens a float32 to Python's float64 and so shows digits that nobody wrote:
 0.10000000149011612 for the float32 nearest to 0.1. Here it becomes 0.1, the shortest decimal that
-is this float32 and no other. A map becomes a dictionary, so that paths lead into it.
+is this float32 and no other. A map becomes a dictionary, so that paths lead into it. A class label
+of the package `datasets`, which is stored as a number, becomes the label that it stands for.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,33 @@ class UndecodableError(ValueError):
         self.row = row
 
 
+def column_values(table: pa.Table, name: str) -> list[Any]:
+    """One value per row of a column.
+
+    Raises:
+        UndecodableError: a text that is not UTF-8.
+    """
+    values = python_values(table[name])
+    labels = _class_labels(table.schema, name)
+    if not labels:
+        return values
+    return [labels[value] if value in range(len(labels)) else None for value in values]
+
+
+def _class_labels(schema: pa.Schema, name: str) -> list[str]:
+    """The labels of a column, as `datasets` writes them beside its tables; [] of any other."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    if written is None:
+        return []
+    try:
+        feature = json.loads(written)["info"]["features"][name]
+        return feature["names"] if feature["_type"] == "ClassLabel" else []
+    except (ValueError, KeyError, TypeError):  # lists of features have no type; others' writing
+        return []
+
+
 def python_values(column: pa.ChunkedArray) -> list[Any]:
-    """One value per row.
+    """One value per row; a class label stays a number.
 
     Raises:
         UndecodableError: a text that is not UTF-8.

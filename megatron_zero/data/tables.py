@@ -149,7 +149,7 @@ def _parquet_table(origin: str, files: list[Path], setting: str) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from megatron_zero.data.arrow_values import UndecodableError, python_values
+    from megatron_zero.data.arrow_values import UndecodableError, column_values
 
     names, ends = [], [0]
     for file in files:
@@ -170,7 +170,7 @@ def _parquet_table(origin: str, files: list[Path], setting: str) -> Table:
             try:
                 # not read_table: it imports pandas, which the launcher would have to wait for
                 with pq.ParquetFile(file) as parquet:
-                    values += python_values(parquet.read([column])[column])
+                    values += column_values(parquet.read([column]), column)
             except UndecodableError as error:
                 fail(setting, str(file), f"row {error.row}: {column} is {error}")
             except (pa.ArrowException, OSError) as error:
@@ -219,9 +219,9 @@ def _saved_dataset(folder: Path, split: str, setting: str) -> Table:
 
 def dataset_table(origin: str, dataset: Any) -> Table:
     """A `datasets.Dataset`, whatever format it was left in."""
-    from megatron_zero.data.arrow_values import python_values
+    from megatron_zero.data.arrow_values import column_values
 
     def read(column: str) -> list[Any]:
-        return python_values(dataset.select_columns([column]).with_format("arrow")[:][column])
+        return column_values(dataset.select_columns([column]).with_format("arrow")[:], column)
 
     return Table(origin, tuple(dataset.column_names), read, lambda row: f"row {row} of {origin}")

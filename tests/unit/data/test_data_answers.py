@@ -113,6 +113,19 @@ def test_columns_that_are_no_answers_are_refused_by_row(tmp_path, write, name):
         load_rows(DataConfig(dataset=str(path)))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_class_label_is_its_name_not_its_number(tmp_path, kind):
+    features = hf_datasets.Features(
+        problem=hf_datasets.Value("string"), answer=hf_datasets.ClassLabel(names=["A", "B"])
+    )
+    columns = {"problem": ["q", "r", "s"], "answer": [1, -1, 0]}
+    dataset = hf_datasets.Dataset.from_dict(columns, features=features)
+    path = tmp_path / ("r.parquet" if kind == "parquet" else "saved")
+    dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
+    rows = load_rows(DataConfig(dataset=str(path)))
+    assert [(row.index, row.answers) for row in rows] == [(0, ("B",)), (2, ("A",))]
+
+
 def test_a_map_is_an_object(tmp_path):
     column = pa.array([[("ground_truth", 0.1)]], pa.map_(pa.string(), pa.float32()))
     pq.write_table(pa.table({"problem": ["q"], "rm": column}), tmp_path / "r.parquet")
