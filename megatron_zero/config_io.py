@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import PretrainConfig, RunConfig, fail
 from megatron_zero.strict_yaml import BOOLEANS, NULLS, dump_yaml, is_plain, load_yaml
 
@@ -188,11 +189,11 @@ def load_config(path: str | Path) -> Config:
     try:
         data = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = 1 + error.object.count(b"\n", 0, error.start)
         byte = f"byte 0x{error.object[error.start]:02x}"
-        raise ValueError(f"{path}, line {line}: cannot be read: not UTF-8 text ({byte})") from None
+        raise UserError(f"{path}, line {line}: cannot be read: not UTF-8 text ({byte})") from None
     try:
         if not isinstance(data, dict):
             fail("config", data, "must be a mapping of settings")
@@ -201,7 +202,7 @@ def load_config(path: str | Path) -> Config:
             fail("kind", kind, f"must be one of {', '.join(KINDS)}")
         return from_dict(KINDS[kind], data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -257,7 +258,7 @@ def _set_override(root: type, data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ValueError(f"{override!r}: must be dotted.key=value, as in rollout.group_size=4")
+        raise UserError(f"{override!r}: must be dotted.key=value, as in rollout.group_size=4")
     cls, done, rest = root, "", path
     while True:
         key, _, after = rest.partition(".")
@@ -311,11 +312,11 @@ def _load_target(target: str, recipes: Recipes | None) -> Config:
         return recipes[target]()
     if path.is_dir():
         hint = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").exists() else ""
-        raise ValueError(f"{target}: is a folder, not a recipe or a YAML file{hint}")
+        raise UserError(f"{target}: is a folder, not a recipe or a YAML file{hint}")
     near = difflib.get_close_matches(target, recipes, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     names = ", ".join(sorted(recipes)) or "none"
-    raise ValueError(f"{target}: no such recipe, nor a .yaml file; {hint}recipes: {names}")
+    raise UserError(f"{target}: no such recipe, nor a .yaml file; {hint}recipes: {names}")
 
 
 def resolve(
@@ -339,7 +340,7 @@ def resolve(
     """
     config = _load_target(target, recipes)
     if kind_of(config) != kind:
-        raise ValueError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
+        raise UserError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
     if preset is not None:
         assert isinstance(config, RunConfig)
         config = preset(config)

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 import yaml
 from yaml.constructor import ConstructorError
 
+from megatron_zero.checks import UserError
+
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 
@@ -83,13 +85,15 @@ def load_yaml(text: str, source: str) -> Any:
             problem = f"{error.context}, {problem}"  # "expected a single document, but …"
         if "\\t" in problem:
             problem += "; use spaces"
-        raise ValueError(f"{source}{where}: not valid YAML: {problem}") from None
+        raise UserError(f"{source}{where}: not valid YAML: {problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         problem = f"it holds the character {chr(error.character)!r}"
-        raise ValueError(f"{source}, line {line}: not valid YAML: {problem}") from None
+        raise UserError(f"{source}, line {line}: not valid YAML: {problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {error}") from None
     except RecursionError:
-        raise ValueError(f"{source}: not valid YAML: it is nested too deeply") from None
+        raise UserError(f"{source}: not valid YAML: it is nested too deeply") from None
 
 
 def is_plain(text: str, kind: type) -> bool:

@@ -28,8 +28,8 @@ from nemo_run.config import get_nemorun_home
 
 from megatron_zero.config import PretrainConfig, RunConfig
 from megatron_zero.config_io import Config, apply_overrides, kind_of
+from megatron_zero.failures import user_errors
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import user_errors
 from megatron_zero.layout import check_layout
 from recipes import EXPERIMENTS, RECIPES
 from recipes.hardware import MODELS, Hardware, hardware_of

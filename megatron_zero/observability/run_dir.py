@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron_zero.checks import UserError
 from megatron_zero.config_io import Config, dump_config
 from megatron_zero.step_names import step_name
 
@@ -76,15 +77,15 @@ def check_startable(path: str | Path, *, resume: bool) -> None:
     run_dir = RunDir(Path(path))
     with _errors_named(run_dir.path):
         if run_dir.path.exists() and not run_dir.path.is_dir():
-            raise ValueError(f"run directory {path}: is a file")
+            raise UserError(f"run directory {path}: is a file")
         for folder in (run_dir.path / name for name in (*RESULT_FOLDERS, "model", "tensorboard")):
             if folder.exists() and not folder.is_dir():
-                raise ValueError(f"run directory {path}: its {folder.name} is a file")
+                raise UserError(f"run directory {path}: its {folder.name} is a file")
             if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-                raise ValueError(f"run directory {path}: its {folder.name} cannot be written")
+                raise UserError(f"run directory {path}: its {folder.name} cannot be written")
         has_results = run_dir.has_results()
     if not resume and has_results:
-        raise ValueError(
+        raise UserError(
             f"run directory {path}: holds the results of a run; continue it with --resume, start "
             "another with name=<another name> or --run-dir, or delete it"
         )
@@ -130,7 +131,7 @@ def _errors_named(path: Path) -> Iterator[None]:
             where = f" ({in_the_way[0]} is a file)"
         settings = "runs_dir and name, or --run-dir, say where it is"
         reason = f"cannot be made or written: {error.strerror}{where}"
-        raise ValueError(f"run directory {path}: {reason}; {settings}") from None
+        raise UserError(f"run directory {path}: {reason}; {settings}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from megatron_zero import config as config_module
 from megatron_zero import config_io
+from megatron_zero.checks import UserError
 from megatron_zero.config import (
     CONFIG_OPTIONS,
     ModelConfig,
@@ -42,7 +43,7 @@ class Toy:
 
 
 def refusal(function, *args) -> str:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         function(*args)
     return str(caught.value)
 

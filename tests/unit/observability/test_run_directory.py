@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import ModelConfig, RunConfig
 from megatron_zero.config_io import load_config
 from megatron_zero.observability.environment import collect_environment, git_commit
@@ -195,7 +196,7 @@ def without_privileges(tmp_path_factory):
 
 def refusal(config, **changes) -> str:
     config = replace(config, **changes)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         create_run_dir(config, resume=True)
     message = str(caught.value)
     assert "\n" not in message and message.startswith(f"run directory {config.run_dir}: ")
