@@ -13,7 +13,7 @@ from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source
+from megatron_zero.convert.hf_dir import copy_carried_files, local_directory, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
@@ -21,6 +21,7 @@ from megatron_zero.convert.sources import TensorSource
 from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
+from megatron_zero.data.stop_tokens import declare_stop_tokens, describe_stop_tokens, stop_token_ids
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
 from megatron_zero.launch_args import progress
 from megatron_zero.observability.environment import collect_environment
@@ -36,8 +37,9 @@ logger = logging.getLogger(__name__)
 
 def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
     """The model's config with what only the tokenizer knows filled in."""
-    hf_config = with_vocab_size(read_hf_config(model), len(tokenizer))
-    if not model.path:
+    num_tokens = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
+    hf_config = with_vocab_size(read_hf_config(model), num_tokens, model)
+    if not model.path or (model.init == "random" and model.tokenizer):
         hf_config |= {
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
@@ -53,26 +55,36 @@ def write_model_files(
     hf_config: dict[str, Any],
     tokenizer: Any,
     source: Path | None,
+    stop_ids: tuple[int, ...],
 ) -> None:
-    """Config and tokenizer without weights: what the engine starts from and an export carries."""
+    """Config and tokenizer without weights: what the engine starts from and an export carries.
+
+    Args:
+        source: the folder of `model.path`; None without one.
+        stop_ids: from `stop_token_ids`; the folder names these and no others.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    if source is not None and not model.tokenizer:
-        for path in carried_files(source):
-            shutil.copy(path, directory)
-    else:
+    if source is not None:
+        copy_carried_files(source, directory, with_tokenizer=not model.tokenizer)
+    if source is None or model.tokenizer:
         tokenizer.save_pretrained(directory)
     config_path = directory / "config.json"
     config_path.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+    declare_stop_tokens(directory, stop_ids)
 
 
-def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, dict[str, Any]]:
+def start_run(
+    config: Config, *, resume: bool
+) -> tuple[Topology, RunDir, Any, dict[str, Any], tuple[int, ...]]:
     """Join the job, make the run directory and its model files; collective.
 
     Returns:
-        Topology, run directory, tokenizer, and the completed HF config.
+        Topology, run directory, tokenizer, the completed HF config, and the tokens that end a
+        response.
 
     Raises:
-        ValueError: no such model or tokenizer, or the directory holds another run's results.
+        ValueError: no such model or tokenizer, files of it that are damaged or do not belong
+            together, or the directory holds another run's results.
     """
     progress("joining the other processes; model files")
     topology = initialize(config.parallel, seed=config.seed)
@@ -83,11 +95,13 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     source: Path | None = None
     if config.model.path:
         source = local_directory(config.model.path, "model.path", topology.host_group)
+    stop_ids = stop_token_ids(config.model, tokenizer, source)
     if topology.rank == 0:
         create_run_dir(config, resume=resume)
-        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
+        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source, stop_ids)
+        print(f"stop tokens: {describe_stop_tokens(stop_ids, tokenizer)}", flush=True)
     dist.barrier(group=topology.host_group)
-    return topology, run_dir, tokenizer, hf_config
+    return topology, run_dir, tokenizer, hf_config, stop_ids
 
 
 def build_policy(

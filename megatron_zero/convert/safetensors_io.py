@@ -179,7 +179,7 @@ def write_hf_checkpoint(
         directory: must not exist, or be empty.
         tensors: (hf name, tensor) in the order to store.
         max_shard_bytes: size from which a new file begins; a larger tensor gets its own file.
-        copy_files: config and tokenizer files that belong inside.
+        copy_files: config and tokenizer files that belong inside, and folders of such files.
 
     Returns:
         Bytes of all tensors.
@@ -198,8 +198,11 @@ def write_hf_checkpoint(
     partial.mkdir(parents=True)
     try:
         total = _write_shards(partial, tensors, max_shard_bytes)
-        for path in copy_files:
-            shutil.copy(path, partial)
+        for path in map(Path, copy_files):
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name)
+            else:
+                shutil.copy(path, partial)
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

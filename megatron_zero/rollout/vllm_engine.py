@@ -37,6 +37,7 @@ class VllmEngine:
         config: RolloutConfig,
         *,
         tokenizer: str,
+        stop_token_ids: Sequence[int],
         dtype: str,
         max_model_len: int,
         rank: int,
@@ -49,6 +50,7 @@ class VllmEngine:
             model_dir: HF directory; its config is read, its weights only with `from_disk`.
             config: engine size, memory and caching.
             tokenizer: directory or hub id.
+            stop_token_ids: what alone ends a response, from `data.stop_tokens`.
             dtype: "bf16" or "fp32", the policy's.
             max_model_len: longest prompt plus longest response, in tokens.
             rank, world_size: of the torchrun job.
@@ -57,6 +59,7 @@ class VllmEngine:
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
         self.is_engine_leader = rank % tp_size == 0
+        self._stop_ids = list(stop_token_ids)
         self.weights_version: Optional[int] = 0 if from_disk else None
         self._on_gpu = torch.cuda.is_available()
         self._sleeps = config.sleep and self._on_gpu
@@ -64,8 +67,6 @@ class VllmEngine:
         os.environ.update(_ENVIRONMENT)
         from vllm import LLM
 
-        if not self._on_gpu and tp_size > 1:
-            _name_shared_memory_by_job()
         placement = _placement(config, on_gpu=self._on_gpu)
         self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
         if self._unties:
@@ -84,7 +85,6 @@ class VllmEngine:
             max_num_seqs=config.max_num_sequences,
             enable_prefix_caching=config.enable_prefix_caching,
             enforce_eager=config.enforce_eager or not self._on_gpu,
-            enable_sleep_mode=self._sleeps,
             # The logprob of what was drawn from: after temperature, as the policy computes it.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
@@ -109,6 +109,8 @@ class VllmEngine:
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
                 stop=list(settings.stop) or None,
+                stop_token_ids=self._stop_ids,
+                ignore_eos=True,  # what vLLM itself would take from the model's files
                 include_stop_str_in_output=True,
                 logprobs=0,  # of the drawn token only
             )
@@ -158,7 +160,12 @@ class VllmEngine:
 def _placement(config: RolloutConfig, *, on_gpu: bool) -> dict[str, Any]:
     """Where the engine's memory is, and what goes with it."""
     if on_gpu:
-        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+        return {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": config.sleep,
+        }
+    if config.tensor_model_parallel_size > 1:
+        _name_shared_memory_by_job()
     # Prompts are read whole: after a part of one vLLM rewinds the request's generator, which
     # torch's CPU generator cannot do.
     kv_cache_bytes = int(config.kv_cache_gib * GIB)
