@@ -1,6 +1,5 @@
 """From a configuration to the parts that the loops use: model files, policy, prompts."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_zero.batching import Packing
-from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
+from megatron_zero.config import ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
+from megatron_zero.convert.dist_checkpoint import is_checkpoint
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import copy_carried_files, local_directory, open_source
+from megatron_zero.convert.hf_dir import local_directory, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
@@ -21,56 +21,17 @@ from megatron_zero.convert.sources import TensorSource
 from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
-from megatron_zero.data.stop_tokens import declare_stop_tokens, describe_stop_tokens, stop_token_ids
-from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.data.stop_tokens import describe_stop_tokens, stop_token_ids
 from megatron_zero.launch_args import progress
+from megatron_zero.model_files import complete_hf_config, write_model_files
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 from megatron_zero.observability.watchdog import watch_hosts
-from megatron_zero.policy.converted import is_megatron_checkpoint
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
 from megatron_zero.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
-
-
-def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
-    """The model's config with what only the tokenizer knows filled in."""
-    num_tokens = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
-    hf_config = with_vocab_size(read_hf_config(model), num_tokens, model)
-    if not model.path or (model.init == "random" and model.tokenizer):
-        hf_config |= {
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-        }
-    family = family_for(hf_config)
-    return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
-
-
-def write_model_files(
-    directory: Path,
-    model: ModelConfig,
-    hf_config: dict[str, Any],
-    tokenizer: Any,
-    source: Path | None,
-    stop_ids: tuple[int, ...],
-) -> None:
-    """Config and tokenizer without weights: what the engine starts from and an export carries.
-
-    Args:
-        source: the folder of `model.path`; None without one.
-        stop_ids: from `stop_token_ids`; the folder names these and no others.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    if source is not None:
-        copy_carried_files(source, directory, with_tokenizer=not model.tokenizer)
-    if source is None or model.tokenizer:
-        tokenizer.save_pretrained(directory)
-    config_path = directory / "config.json"
-    config_path.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
-    declare_stop_tokens(directory, stop_ids)
 
 
 def start_run(
@@ -118,7 +79,7 @@ def build_policy(
     if config.model.init == "pretrained":
         directory = local_directory(config.model.path, "model.path", topology.host_group)
         source = directory
-        if not is_megatron_checkpoint(directory):
+        if not is_checkpoint(directory):
             source = open_source(directory, hf_config, config.model.dtype)
     return Policy(
         mapping,

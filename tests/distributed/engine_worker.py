@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_zero.batching import Packing, build_global_batch, build_samples
-from megatron_zero.build import write_model_files
 from megatron_zero.config import ModelConfig, ParallelConfig, RolloutConfig
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.data.stop_tokens import stop_token_ids
 from megatron_zero.determinism import sample_seed
+from megatron_zero.model_files import write_model_files
 from megatron_zero.policy.parallel import initialize
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
