@@ -26,7 +26,7 @@ from megatron_zero import evaluate
 from megatron_zero.benchmark_tables import table
 from megatron_zero.config import TEMPLATES, RunConfig, fail, replace
 from megatron_zero.config_io import flatten
-from megatron_zero.convert.hf_dir import fingerprint, local_directory
+from megatron_zero.convert.hf_dir import fingerprint, local_directory, read_config
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import prompts_digest
 from megatron_zero.data.stop_tokens import (
@@ -37,6 +37,7 @@ from megatron_zero.data.stop_tokens import (
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.grading import Grader, verifier_pool
 from megatron_zero.launch_args import user_errors
+from megatron_zero.model_files import check_weights_for_engine
 from megatron_zero.observability.environment import package_versions
 from megatron_zero.observability.run_dir import write_atomically
 from megatron_zero.rollout.sampler import Sampler, merged
@@ -57,6 +58,7 @@ class BenchmarkRun:
         self.plan: dict[str, tuple[RunConfig, list[Prompt]]] = {}
         with user_errors():
             self.directory = local_directory(config.model.path, "model.path", self.group)
+            check_weights_for_engine(config.model, read_config(self.directory), self.directory)
             tokenizer = load_tokenizer(config.model)
             hf_config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
             self.stop_ids = stop_token_ids(config.model, tokenizer, self.directory)

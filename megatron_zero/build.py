@@ -23,7 +23,7 @@ from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.data.stop_tokens import describe_stop_tokens, stop_token_ids
 from megatron_zero.launch_args import progress
-from megatron_zero.model_files import complete_hf_config, write_model_files
+from megatron_zero.model_files import check_weights, complete_hf_config, write_model_files
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 from megatron_zero.observability.watchdog import watch_hosts
@@ -58,6 +58,8 @@ def start_run(
         source = local_directory(config.model.path, "model.path", topology.host_group)
     stop_ids = stop_token_ids(config.model, tokenizer, source)
     if topology.rank == 0:
+        if source is not None:
+            check_weights(config.model, hf_config, source)
         create_run_dir(config, resume=resume)
         write_model_files(run_dir.model, config.model, hf_config, tokenizer, source, stop_ids)
         print(f"stop tokens: {describe_stop_tokens(stop_ids, tokenizer)}", flush=True)

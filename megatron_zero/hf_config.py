@@ -22,6 +22,17 @@ _REQUIRED += ("num_attention_heads", "vocab_size")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+_PICKLED = "pickled weights are not read: load and save them with transformers"
+_OTHER_WEIGHTS = {
+    "*.safetensors": "must be called model.safetensors, or be listed in an index",
+    "pytorch_model*.bin": _PICKLED,
+    "*.pth": _PICKLED,
+    "*.gguf": "quantized weights are not read: take the original model",
+    "*.h5": "TensorFlow's weights are not read: load and save them with transformers",
+    "*.msgpack": "Flax's weights are not read: load and save them with transformers",
+}
+
+
 def read_hf_config(model: ModelConfig) -> dict[str, Any]:
     """The `config.json` of `model.path`, or one made from `model.architecture` when it is empty.
 
@@ -98,6 +109,21 @@ def local_folder(option: str, path: str, patterns: "list[str]") -> Path:
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
         fail(option, path, f"neither a folder nor a model that can be had from the hub: {reason}")
+
+
+def other_weights(folder: Path) -> str:
+    """What a folder without safetensors that can be read has in their place, and what to do then.
+
+    Example:
+        ", but model.gguf: quantized weights are not read: take the original model"
+    """
+    if (folder / "adapter_config.json").is_file():
+        return ", but an adapter (LoRA): merge it into its base model first"
+    for pattern, advice in _OTHER_WEIGHTS.items():
+        found = sorted(path.name for path in folder.glob(pattern))
+        if found:
+            return f", but {found[0]}: {advice}"
+    return ""
 
 
 def _made_config(model: ModelConfig) -> dict[str, Any]:

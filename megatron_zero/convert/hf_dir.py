@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_zero.checks import fail
+from megatron_zero.convert.finite import FiniteSource
 from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
 from megatron_zero.convert.safetensors_io import SafetensorsSource
 from megatron_zero.convert.sources import TensorSource
@@ -88,12 +89,16 @@ def chosen_dtype(stored: torch.dtype, choice: str, stays_float32: bool) -> torch
 
 
 def open_source(directory: Path, config: dict[str, Any], dtype: str) -> TensorSource:
-    """The tensors of a directory, mapped; those in 8-bit blocks become `dtype`, bf16 for keep."""
+    """The tensors of a directory, mapped; those in 8-bit blocks become `dtype`, bf16 for keep.
+
+    Reading a tensor with a value that is NaN or infinite is a `ValueError` with its name and file.
+    """
     quantization = config.get("quantization_config")
     if not is_fp8_blocks(quantization):
-        return SafetensorsSource(directory, mapped=True)
+        return FiniteSource(SafetensorsSource(directory, mapped=True))
     stored = SafetensorsSource(directory, fp8=True, mapped=True)
-    return DequantizedSource(stored, quantization, DTYPES.get(dtype, torch.bfloat16))
+    chosen = DTYPES.get(dtype, torch.bfloat16)
+    return FiniteSource(DequantizedSource(stored, quantization, chosen))
 
 
 def carried_files(source: Path, *, with_tokenizer: bool = True) -> list[Path]:

@@ -21,6 +21,7 @@ from megatron_zero.convert.dist_checkpoint import (
     locate,
 )
 from megatron_zero.convert.families import mapping_for
+from megatron_zero.convert.finite import check_finite
 from megatron_zero.convert.safetensors_io import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -72,6 +73,8 @@ class MegatronTensors:
         """One HF tensor in pieces, one after the other along dim 0."""
         name = self._origin[hf_name]
         pieces = self.mapping.to_hf_rows(name, self._reader.pieces(self._places[name]))[hf_name]
+        for piece in pieces:
+            check_finite(piece, f"HF tensor {hf_name} in {self._reader.directory}")
         return [piece.to(self.dtype(hf_name)).contiguous() for piece in pieces]
 
 

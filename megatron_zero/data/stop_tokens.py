@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from megatron_zero.config import ModelConfig, fail
+from megatron_zero.checks import UserError, fail
+from megatron_zero.config import ModelConfig
 from megatron_zero.convert.hf_dir import read_json_object
 
 GENERATION_CONFIG = "generation_config.json"
@@ -109,14 +110,19 @@ def _declared(directory: Path) -> tuple[str, list[int]]:
         for item in listed:
             if isinstance(item, bool) or not isinstance(item, int):
                 path = directory / name
-                raise ValueError(f"{path}: eos_token_id={value!r}: must be one or more token ids")
+                raise UserError(f"{path}: eos_token_id={value!r}: must be one or more token ids")
         return name, [item for item in listed if 0 <= item < config["vocab_size"]]
     return "", []
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """A file of settings; empty where there is none."""
-    return read_json_object(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return read_json_object(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _same_token(

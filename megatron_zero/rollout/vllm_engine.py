@@ -5,6 +5,7 @@ engine uses the job's own process group and takes weights as tensors, without fi
 between processes. The same mode runs on GPUs and on CPUs.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,10 @@ from typing import Any, Optional
 
 import torch
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import RolloutConfig
+from megatron_zero.convert.finite import check_finite
+from megatron_zero.convert.safetensors_io import file_of
 from megatron_zero.determinism import derive_seed
 from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
@@ -77,7 +81,7 @@ class VllmEngine:
             model_dir,
             tokenizer=tokenizer,
             dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
-            load_format="auto" if from_disk else "dummy",
+            load_format=_checked_load_format() if from_disk else "dummy",
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=tp_size,
             seed=self.engine_index,  # alike within an engine; requests bring their own seeds
@@ -170,6 +174,31 @@ def _placement(config: RolloutConfig, *, on_gpu: bool) -> dict[str, Any]:
     # torch's CPU generator cannot do.
     kv_cache_bytes = int(config.kv_cache_gib * GIB)
     return {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
+
+
+def _checked_load_format() -> str:
+    """vLLM's own loading from a disk, which refuses what is no number, by tensor and file."""
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    class CheckedLoader(DefaultModelLoader):
+        def __init__(self, load_config: LoadConfig) -> None:
+            super().__init__(dataclasses.replace(load_config, load_format="auto"))
+
+        def get_all_weights(
+            self, model_config: Any, model: torch.nn.Module
+        ) -> Iterator[tuple[str, torch.Tensor]]:
+            folder = Path(model_config.model)
+            for name, tensor in super().get_all_weights(model_config, model):
+                try:
+                    check_finite(tensor, f"HF tensor {name}")
+                except UserError as error:
+                    raise UserError(f"{file_of(folder, name)}: {error}") from error
+                yield name, tensor
+
+    register_model_loader("checked")(CheckedLoader)
+    return "checked"
 
 
 def _is_tied(model_dir: str) -> bool:

@@ -379,7 +379,7 @@ def test_bad_megatron_checkpoints(
 def test_a_run_is_converted_by_its_directory(
     tmp_path: Path, hf: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """The run, its checkpoints or a step; where that says too little, what can be said is listed."""
+    """The run, its checkpoints or a step; where that says too little, the choices are listed."""
     run_dir, step = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_000004"
     convert(hf, step)
     (run_dir / "model").mkdir()
