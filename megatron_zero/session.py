@@ -16,6 +16,7 @@ from megatron_zero.analysis.rollout_stats import weight_metrics
 from megatron_zero.batching import sample_weights
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
+from megatron_zero.data.stop_tokens import check_responses_can_end
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.grading import Grader, verifier_pool
@@ -51,7 +52,10 @@ class Session(AbstractContextManager):
         self.config = config
         self._exit = ExitStack()
         self.timers = Timers()
-        self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+        start = build.start_run(config, resume=resume)
+        self.topology, self.run_dir, tokenizer, hf_config, self._stop_ids = start
+        template = config.data.template
+        check_responses_can_end(self._stop_ids, stop_strings(template), config.model)
         progress("prompts")
         self._num_positions = hf_config["max_position_embeddings"]
         self._held_out = evaluate.evaluation_prompts(config, self._num_positions, tokenizer)
@@ -101,6 +105,7 @@ class Session(AbstractContextManager):
             str(self.run_dir.model),
             config.rollout,
             tokenizer=str(self.run_dir.model),
+            stop_token_ids=self._stop_ids,
             dtype=config.model.dtype,
             max_model_len=max(config.max_sample_tokens, evaluation),
             rank=topology.rank,

@@ -196,7 +196,9 @@ class Mapping:
             rule = f"no {self.family.model_type} rule"
             raise UserError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
         for name, (shape, _) in self._hf.items():
-            check_shape(f"HF tensor {name}", source.shape(name), shape)
+            if source.shape(name) != shape:
+                label = f"HF tensor {name}{source.origin(name)}"
+                check_shape(label, source.shape(name), shape)
 
     def to_megatron_shard(
         self, megatron_name: str, source: TensorSource, tp_rank: int, tp_size: int

@@ -12,6 +12,8 @@ from typing import Any, Optional
 import torch.distributed as dist
 
 from megatron_zero.checks import UserError
+from megatron_zero.convert.dist_checkpoint import CheckpointReader
+from megatron_zero.policy import hf_weights
 from megatron_zero.policy.policy import Policy
 from megatron_zero.step_names import step_name, steps_in
 
@@ -73,15 +75,20 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
         The `loop_state` that was saved.
 
     Raises:
-        ValueError: `directory` is no complete checkpoint.
+        UserError: `directory` is no complete checkpoint, or a file of it is damaged.
     """
     if not (directory / "metadata.json").is_file():
         raise UserError(f"checkpoint {directory}: no complete checkpoint is there")
+    try:
+        CheckpointReader(directory)  # compares the sizes of its files
+    except ValueError as error:
+        raise UserError(f"checkpoint {directory}: {error}") from error
     from megatron.core import dist_checkpointing
 
     state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(directory))
     for i, chunk in enumerate(policy.chunks):
         chunk.load_state_dict(state[f"model{i}"])
+    hf_weights.check_loaded(policy.chunks, directory, policy.mapping, policy.topology)
     policy.optimizer.load_state_dict(state["optimizer"])
     # For bf16 the working copy follows from the float32 weights; float32 models train those.
     policy.scheduler.load_state_dict(state["scheduler"])

@@ -5,6 +5,7 @@ engine uses the job's own process group and takes weights as tensors, without fi
 between processes. The same mode runs on GPUs and on CPUs.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,10 @@ from typing import Any, Optional
 
 import torch
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import RolloutConfig
+from megatron_zero.convert.finite import check_finite
+from megatron_zero.convert.safetensors_io import file_of
 from megatron_zero.determinism import derive_seed
 from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
@@ -37,6 +41,7 @@ class VllmEngine:
         config: RolloutConfig,
         *,
         tokenizer: str,
+        stop_token_ids: Sequence[int],
         dtype: str,
         max_model_len: int,
         rank: int,
@@ -49,6 +54,7 @@ class VllmEngine:
             model_dir: HF directory; its config is read, its weights only with `from_disk`.
             config: engine size, memory and caching.
             tokenizer: directory or hub id.
+            stop_token_ids: what alone ends a response, from `data.stop_tokens`.
             dtype: "bf16" or "fp32", the policy's.
             max_model_len: longest prompt plus longest response, in tokens.
             rank, world_size: of the torchrun job.
@@ -57,6 +63,7 @@ class VllmEngine:
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
         self.is_engine_leader = rank % tp_size == 0
+        self._stop_ids = list(stop_token_ids)
         self.weights_version: Optional[int] = 0 if from_disk else None
         self._on_gpu = torch.cuda.is_available()
         self._sleeps = config.sleep and self._on_gpu
@@ -76,7 +83,7 @@ class VllmEngine:
             model_dir,
             tokenizer=tokenizer,
             dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
-            load_format="auto" if from_disk else "dummy",
+            load_format=_checked_load_format() if from_disk else "dummy",
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=tp_size,
             seed=self.engine_index,  # alike within an engine; requests bring their own seeds
@@ -84,7 +91,6 @@ class VllmEngine:
             max_num_seqs=config.max_num_sequences,
             enable_prefix_caching=config.enable_prefix_caching,
             enforce_eager=config.enforce_eager or not self._on_gpu,
-            enable_sleep_mode=self._sleeps,
             # The logprob of what was drawn from: after temperature, as the policy computes it.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
@@ -109,6 +115,8 @@ class VllmEngine:
                 temperature=settings.temperature,
                 max_tokens=settings.max_tokens,
                 stop=list(settings.stop) or None,
+                stop_token_ids=self._stop_ids,
+                ignore_eos=True,  # what vLLM itself would take from the model's files
                 include_stop_str_in_output=True,
                 logprobs=0,  # of the drawn token only
             )
@@ -158,11 +166,41 @@ class VllmEngine:
 def _placement(config: RolloutConfig, *, on_gpu: bool) -> dict[str, Any]:
     """Where the engine's memory is, and what goes with it."""
     if on_gpu:
-        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+        return {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": config.sleep,
+        }
+    if config.tensor_model_parallel_size > 1:
+        _name_shared_memory_by_job()
     # Prompts are read whole: after a part of one vLLM rewinds the request's generator, which
     # torch's CPU generator cannot do.
     kv_cache_bytes = int(config.kv_cache_gib * GIB)
     return {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
+
+
+def _checked_load_format() -> str:
+    """vLLM's own loading from a disk, which refuses what is no number, by tensor and file."""
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    class CheckedLoader(DefaultModelLoader):
+        def __init__(self, load_config: LoadConfig) -> None:
+            super().__init__(dataclasses.replace(load_config, load_format="auto"))
+
+        def get_all_weights(
+            self, model_config: Any, model: torch.nn.Module
+        ) -> Iterator[tuple[str, torch.Tensor]]:
+            folder = Path(model_config.model)
+            for name, tensor in super().get_all_weights(model_config, model):
+                try:
+                    check_finite(tensor, f"HF tensor {name}")
+                except UserError as error:
+                    raise UserError(f"{file_of(folder, name)}: {error}") from error
+                yield name, tensor
+
+    register_model_loader("checked")(CheckedLoader)
+    return "checked"
 
 
 def _is_tied(model_dir: str) -> bool:

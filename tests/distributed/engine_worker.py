@@ -15,10 +15,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_zero.batching import Packing, build_global_batch, build_samples
-from megatron_zero.config import ParallelConfig, RolloutConfig
+from megatron_zero.config import ModelConfig, ParallelConfig, RolloutConfig
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.data.arithmetic import build_character_tokenizer
+from megatron_zero.data.stop_tokens import stop_token_ids
 from megatron_zero.determinism import sample_seed
+from megatron_zero.model_files import write_model_files
 from megatron_zero.policy.parallel import initialize
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
@@ -36,13 +38,23 @@ PROMPTS = [
 ]
 
 
+STOP_IDS = (1, 50, 60, 70, 80)  # the tokenizer's EOS, and what generation_config.json adds
+
+
 def model_files(tied: bool) -> str:
-    """Config and tokenizer, in a folder of this rank's own."""
-    directory = tempfile.mkdtemp()
-    config = tiny.hf_config(tied=tied) | {"eos_token_id": 1}
-    (Path(directory) / "config.json").write_text(json.dumps(config))
-    build_character_tokenizer().save_pretrained(directory)
-    return directory
+    """Config and tokenizer in a folder of this rank's own, made as by a run.
+
+    The tokenizer is given apart from the model's folder, as with `model.tokenizer`.
+    """
+    source, directory = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    config, tokenizer = tiny.hf_config(tied=tied) | {"eos_token_id": 1}, build_character_tokenizer()
+    (source / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(source)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [*STOP_IDS[1:]]}))
+    model = ModelConfig(path=str(source), tokenizer=str(source), dtype="fp32")
+    assert stop_token_ids(model, tokenizer, source) == STOP_IDS
+    write_model_files(directory, model, config, tokenizer, source, STOP_IDS)
+    return str(directory)
 
 
 def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, object]:
@@ -63,8 +75,13 @@ def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, objec
     )
     batch = build_global_batch(samples, tiny.run_config(), packing, step=0)
     values = policy.forward_backward(batch.minibatches[0]).values
-    tokens = [list(r.token_ids) for g in groups for r in g.responses]
-    return {"max_abs": values["mismatch/max_abs"], "kl": values["mismatch/kl"], "tokens": tokens}
+    responses = [response for group in groups for response in group.responses]
+    return {
+        "max_abs": values["mismatch/max_abs"],
+        "kl": values["mismatch/kl"],
+        "tokens": [list(response.token_ids) for response in responses],
+        "truncated": [response.truncated for response in responses],
+    }
 
 
 def main() -> None:
@@ -74,6 +91,7 @@ def main() -> None:
         files := model_files(tied),
         RolloutConfig(tensor_model_parallel_size=engine_tp, kv_cache_gib=0.05),
         tokenizer=files,
+        stop_token_ids=STOP_IDS,
         dtype="fp32",
         max_model_len=128,
         rank=topology.rank,
