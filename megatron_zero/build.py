@@ -13,11 +13,13 @@ from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source
+from megatron_zero.convert.fp8 import is_fp8_blocks
+from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source, read_config
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
 from megatron_zero.convert.sources import TensorSource
+from megatron_zero.convert.stored import NUM_MTP, folder_corrections
 from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
@@ -45,6 +47,31 @@ def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
         }
     family = family_for(hf_config)
     return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
+
+
+def trained_config(
+    hf_config: dict[str, Any], model: ModelConfig, source: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of the model that the policy is, and a sentence wherever the given one is not.
+
+    Args:
+        source: the folder of `model.path`.
+
+    Raises:
+        ValueError: the folder holds no weights to start from, or they are damaged.
+    """
+    trained, notes = dict(hf_config), []
+    if source is not None and model.init == "pretrained":
+        corrections = folder_corrections(hf_config, source)
+        trained |= corrections.fields
+        notes += corrections.notes
+    if trained.get(NUM_MTP):
+        notes.append(f"{NUM_MTP}={trained[NUM_MTP]}: these layers are not trained, nor exported")
+        trained[NUM_MTP] = 0
+    if is_fp8_blocks(trained.get("quantization_config")):
+        del trained["quantization_config"]
+        notes.append(f"weights in 8-bit blocks are trained, and exported, as {model.dtype}")
+    return trained, notes
 
 
 def write_model_files(
@@ -83,6 +110,9 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     source: Path | None = None
     if config.model.path:
         source = local_directory(config.model.path, "model.path", topology.host_group)
+    hf_config, notes = trained_config(hf_config, config.model, source)
+    for note in notes if topology.rank == 0 else []:
+        print(f"note: {note}", flush=True)
     if topology.rank == 0:
         create_run_dir(config, resume=resume)
         write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
@@ -105,7 +135,7 @@ def build_policy(
         directory = local_directory(config.model.path, "model.path", topology.host_group)
         source = directory
         if not is_megatron_checkpoint(directory):
-            source = open_source(directory, hf_config, config.model.dtype)
+            source = open_source(directory, read_config(directory), config.model.dtype)
     return Policy(
         mapping,
         source,

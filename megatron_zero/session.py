@@ -19,6 +19,7 @@ from megatron_zero.config_io import to_dict
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.grading import Grader, verifier_pool
+from megatron_zero.hf_config import num_positions
 from megatron_zero.launch_args import progress
 from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
@@ -53,7 +54,7 @@ class Session(AbstractContextManager):
         self.timers = Timers()
         self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
         progress("prompts")
-        self._num_positions = hf_config["max_position_embeddings"]
+        self._num_positions = num_positions(hf_config)[0]
         self._held_out = evaluate.evaluation_prompts(config, self._num_positions, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)

@@ -16,9 +16,10 @@ from megatron_zero.hf_config import local_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HF_FILES = "hf_files.json"  # in a Megatron directory: the original's files and their tensors
+HF_DTYPES = "hf_dtypes.json"  # and the types of those that were widened
 
 MODEL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
-_NOT_CARRIED = ("config.json", INDEX_NAME, HF_FILES, "metadata.json")
+_NOT_CARRIED = ("config.json", INDEX_NAME, HF_FILES, HF_DTYPES, "metadata.json")
 
 
 def local_directory(
@@ -71,8 +72,12 @@ def carried_files(source: Path) -> list[Path]:
     return sorted(path for path in files if path.name not in _NOT_CARRIED)
 
 
-def carry_over(source: Path, directory: Path, dtype: str, *, with_mtp: bool) -> None:
-    """Copy config, tokenizer and generation settings; the config tells what has changed."""
+def carry_over(source: Path, directory: Path, dtype: str, changes: "dict[str, object]") -> None:
+    """Copy config, tokenizer and generation settings; the config tells what has changed.
+
+    Args:
+        changes: config fields of which the copy is another model than the original says.
+    """
     for path in carried_files(source):
         shutil.copyfile(path, directory / path.name)
     text = (source / "config.json").read_text(encoding="utf-8")
@@ -81,8 +86,7 @@ def carry_over(source: Path, directory: Path, dtype: str, *, with_mtp: bool) -> 
     if dtype != "keep":
         fields = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         config |= dict.fromkeys(fields, str(DTYPES[dtype]).removeprefix("torch."))
-    if not with_mtp and config.get("num_nextn_predict_layers"):
-        config["num_nextn_predict_layers"] = 0
+    config |= changes
     if config != original:
         text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")
