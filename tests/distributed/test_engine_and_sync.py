@@ -10,7 +10,7 @@ from tests.distributed.engine_worker import LAYOUTS
 from tests.launch import REPOSITORY, torchrun
 
 WORKER = REPOSITORY / "tests" / "distributed" / "engine_worker.py"
-ENGINES = {1: ["tied"], 2: []}  # engine TP -> options
+ENGINES = {1: ["tied"], 2: ["yarn"]}  # engine TP -> options
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))
