@@ -13,7 +13,7 @@ from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.dist_checkpoint import is_checkpoint
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import local_directory, open_source
+from megatron_zero.convert.hf_dir import local_directory, open_source, read_config
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
@@ -23,7 +23,12 @@ from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.data.stop_tokens import describe_stop_tokens, stop_token_ids
 from megatron_zero.launch_args import progress
-from megatron_zero.model_files import check_weights, complete_hf_config, write_model_files
+from megatron_zero.model_files import (
+    check_weights,
+    complete_hf_config,
+    trained_config,
+    write_model_files,
+)
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
 from megatron_zero.observability.watchdog import watch_hosts
@@ -56,6 +61,10 @@ def start_run(
     source: Path | None = None
     if config.model.path:
         source = local_directory(config.model.path, "model.path", topology.host_group)
+    hf_config, notes = trained_config(hf_config, config.model, source)
+    if topology.rank == 0:
+        for note in notes:
+            print(f"note: {note}", flush=True)
     stop_ids = stop_token_ids(config.model, tokenizer, source)
     if topology.rank == 0:
         if source is not None:
@@ -82,7 +91,7 @@ def build_policy(
         directory = local_directory(config.model.path, "model.path", topology.host_group)
         source = directory
         if not is_checkpoint(directory):
-            source = open_source(directory, hf_config, config.model.dtype)
+            source = open_source(directory, read_config(directory), config.model.dtype)
     return Policy(
         mapping,
         source,

@@ -40,7 +40,7 @@ def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) ->
     long prompt may have less room than `max_evaluation_tokens`.
 
     Args:
-        num_positions: the model's `max_position_embeddings`.
+        num_positions: how many the model has, see `hf_config.num_positions`.
 
     Raises:
         ValueError: no such data set, or a prompt that the model has no positions for.

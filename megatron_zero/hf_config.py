@@ -79,6 +79,31 @@ def num_experts(hf_config: dict[str, Any]) -> int:
     return next((hf_config[name] for name in names if hf_config.get(name)), 0)
 
 
+def num_positions(hf_config: dict[str, Any]) -> "tuple[int, str]":
+    """How long a sequence may be, and what says so.
+
+    The engine refuses what is longer than `max_position_embeddings`, which the config of a model
+    with YaRN must hold already stretched, and has no positions beyond `factor` times the original
+    length.
+    """
+    length: int = hf_config["max_position_embeddings"]
+    source = f"max_position_embeddings={length}"
+    for name in ("rope_parameters", "rope_scaling"):
+        block = hf_config.get(name)
+        if not isinstance(block, dict) or "yarn" not in (block.get("rope_type"), block.get("type")):
+            continue
+        factor = block.get("factor")
+        original = block.get("original_max_position_embeddings", length)
+        if not isinstance(factor, (int, float)) or not isinstance(original, (int, float)):
+            continue  # what is wrong with it, the family's table says
+        stretched = int(factor * original)
+        if stretched < length:
+            return stretched, f"original_max_position_embeddings * factor={stretched} of YaRN"
+        if stretched > length:
+            source += f" (which config.json may raise to {stretched}, as YaRN allows)"
+    return length, source
+
+
 def with_vocab_size(
     hf_config: dict[str, Any], num_tokens: int, model: ModelConfig
 ) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from megatron_zero.convert.families import family_for, mapping_for
 from megatron_zero.convert.fp8 import is_fp8_blocks
 from megatron_zero.convert.hf_dir import copy_carried_files, open_source, read_config
 from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, SafetensorsSource
+from megatron_zero.convert.stored import NUM_MTP, folder_corrections
 from megatron_zero.convert.to_hf import MegatronTensors
 from megatron_zero.data.stop_tokens import declare_stop_tokens
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
@@ -32,6 +33,31 @@ def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
         }
     family = family_for(hf_config)
     return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
+
+
+def trained_config(
+    hf_config: dict[str, Any], model: ModelConfig, source: Path | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of the model that the policy is, and a sentence wherever the given one is not.
+
+    Args:
+        source: the folder of `model.path`.
+
+    Raises:
+        ValueError: the folder holds no weights to start from, or they are damaged.
+    """
+    trained, notes = dict(hf_config), []
+    if source is not None and model.init == "pretrained":
+        corrections = folder_corrections(hf_config, source)
+        trained |= corrections.fields
+        notes += corrections.notes
+    if trained.get(NUM_MTP):
+        notes.append(f"{NUM_MTP}={trained[NUM_MTP]}: these layers are not trained, nor exported")
+        trained[NUM_MTP] = 0
+    if is_fp8_blocks(trained.get("quantization_config")):
+        del trained["quantization_config"]
+        notes.append(f"weights in 8-bit blocks are trained, and exported, as {model.dtype}")
+    return trained, notes
 
 
 def check_weights(model: ModelConfig, hf_config: dict[str, Any], source: Path) -> None:

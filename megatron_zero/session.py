@@ -20,6 +20,7 @@ from megatron_zero.data.stop_tokens import check_responses_can_end
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.grading import Grader, verifier_pool
+from megatron_zero.hf_config import num_positions
 from megatron_zero.launch_args import progress
 from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
@@ -57,7 +58,7 @@ class Session(AbstractContextManager):
         template = config.data.template
         check_responses_can_end(self._stop_ids, stop_strings(template), config.model)
         progress("prompts")
-        self._num_positions = hf_config["max_position_embeddings"]
+        self._num_positions = num_positions(hf_config)[0]
         self._held_out = evaluate.evaluation_prompts(config, self._num_positions, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)

@@ -17,6 +17,7 @@ from megatron_zero.hf_config import local_folder
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HF_FILES = "hf_files.json"  # in a Megatron directory: the original's files and their tensors
+HF_DTYPES = "hf_dtypes.json"  # and the types of those that were widened
 
 # What a model's folder may hold besides weights and goes wherever the model goes.
 MODEL_FILES = (
@@ -33,7 +34,7 @@ MODEL_FILES = (
 # The code of a model or tokenizer that its `auto_map` names: carried, never run.
 _CODE_FILES = "*.py"
 # config.json is written anew; the others describe weights that are not carried.
-_NOT_CARRIED = ("config.json", HF_FILES, "metadata.json", "adapter_config.json")
+_NOT_CARRIED = ("config.json", HF_FILES, HF_DTYPES, "metadata.json", "adapter_config.json")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "vocab*",
@@ -142,8 +143,12 @@ def _names_code(source: Path) -> bool:
     return False
 
 
-def carry_over(source: Path, directory: Path, dtype: str, *, with_mtp: bool) -> None:
-    """Copy config and `carried_files`; the config tells what has changed."""
+def carry_over(source: Path, directory: Path, dtype: str, changes: "dict[str, object]") -> None:
+    """Copy config and `carried_files`; the config tells what has changed.
+
+    Args:
+        changes: config fields of which the copy is another model than the original says.
+    """
     copy_carried_files(source, directory)
     text = (source / "config.json").read_text(encoding="utf-8")
     original = json.loads(text)
@@ -151,8 +156,7 @@ def carry_over(source: Path, directory: Path, dtype: str, *, with_mtp: bool) -> 
     if dtype != "keep":
         fields = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         config |= dict.fromkeys(fields, str(DTYPES[dtype]).removeprefix("torch."))
-    if not with_mtp and config.get("num_nextn_predict_layers"):
-        config["num_nextn_predict_layers"] = 0
+    config |= changes
     if config != original:
         text = json.dumps(config, indent=2) + "\n"
     (directory / "config.json").write_text(text, encoding="utf-8")

@@ -31,6 +31,7 @@ from megatron_zero.convert.safetensors_io import (
     write_index,
 )
 from megatron_zero.convert.sources import raw_bytes
+from megatron_zero.convert.stored import megatron_corrections
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
 
@@ -46,6 +47,10 @@ class MegatronTensors:
         hf_config: its model's `config.json`.
         dtype: bf16, fp32 or keep.
 
+    Attributes:
+        mapping: of the model that the checkpoint holds.
+        corrections: where that is not the model of `hf_config`.
+
     Raises:
         ValueError: parameters are missing, left over or of another shape.
     """
@@ -53,15 +58,22 @@ class MegatronTensors:
     def __init__(self, directory: Path, hf_config: "dict[str, object]", dtype: str) -> None:
         self._reader = CheckpointReader(directory)
         padded_vocab_size = self._reader.shape("embedding.word_embeddings.weight")[0]
-        self.with_mtp = any(key.startswith("mtp.") for key in self._reader.keys)
-        self.mapping = mapping_for(hf_config, padded_vocab_size, with_mtp=self.with_mtp)
+        self.corrections = megatron_corrections(hf_config, self._reader.keys, directory)
+        self.mapping = mapping_for(hf_config | self.corrections.fields, padded_vocab_size)
         names = self.mapping.megatron_names()
         self._places = {name: locate(self.mapping, name, self._reader) for name in names}
         check_left_over((place.key for place in self._places.values()), self._reader)
         self._origin = {hf: name for name in names for hf in self.mapping.hf_targets(name)}
         self._dtype = dtype
+        self._narrower: dict[str, torch.dtype] = {}  # that the original had, by HF name
+        widened = directory / hf_dir.HF_DTYPES
+        if dtype == "keep" and widened.is_file():
+            for hf_name, stored in json.loads(widened.read_text()).items():
+                self._narrower[hf_name] = getattr(torch, stored)
 
     def dtype(self, hf_name: str) -> torch.dtype:
+        if hf_name in self._narrower:
+            return self._narrower[hf_name]
         name = self._origin[hf_name]
         stored = self._reader.dtype(self._places[name].key)
         return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.parameter(name).float32)
@@ -120,11 +132,12 @@ def megatron_to_hf(
             if output.finished(file_name) is None:
                 _write(output, file_name, names, tensors)
         write_index(output.partial, files, total)
-        hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
+        hf_dir.carry_over(model_dir, output.partial, dtype, tensors.corrections.fields)
         sides = (tensors.mapping, directory, output.partial)
         verified = verify_conversion(*sides, dtype) if verify else []
         output.finish()
-    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
+    written = f"{out}: {total / 1e9:.2f} GB in {len(files)} files"
+    return [*tensors.corrections.notes, written, *verified]
 
 
 def _checkpoint_dir(given: Path) -> Path:

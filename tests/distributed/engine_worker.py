@@ -1,6 +1,6 @@
 """Under torchrun with 2 ranks: policies in several layouts against one vLLM engine setting.
 
-    engine_worker.py ENGINE_TP OUT.json [tied]
+    engine_worker.py ENGINE_TP OUT.json [tied] [yarn]
 
 For each policy layout: push the weights, sample, and compare the engine's logprobs of its own
 samples with the policy's; then change every weight, push again and compare again.
@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.rollout.vllm_engine import VllmEngine
 from megatron_zero.types import Graded, Prompt
 from megatron_zero.weight_sync.colocated import ColocatedWeightSync
-from tests import tiny
+from tests import families, tiny
 from tests.invariance.gradient_worker import build
 
 LAYOUTS = {"tp2": (2, 1, False), "tp2 sp": (2, 1, True), "pp2": (1, 2, False), "dp2": (1, 1, False)}
@@ -41,13 +42,23 @@ PROMPTS = [
 STOP_IDS = (1, 50, 60, 70, 80)  # the tokenizer's EOS, and what generation_config.json adds
 
 
-def model_files(tied: bool) -> str:
+def model_config(options: list[str]) -> dict[str, Any]:
+    """Tied or not; with `yarn` responses go beyond the original length of 16 positions."""
+    config = tiny.hf_config(tied="tied" in options)
+    if "yarn" in options:
+        stretched = families.STRETCHED["qwen3_yarn"][1]
+        for name in ("rope_parameters", "max_position_embeddings"):
+            config[name] = stretched[name]
+    return config
+
+
+def model_files(hf_config: dict[str, Any]) -> str:
     """Config and tokenizer in a folder of this rank's own, made as by a run.
 
     The tokenizer is given apart from the model's folder, as with `model.tokenizer`.
     """
     source, directory = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
-    config, tokenizer = tiny.hf_config(tied=tied) | {"eos_token_id": 1}, build_character_tokenizer()
+    config, tokenizer = hf_config | {"eos_token_id": 1}, build_character_tokenizer()
     (source / "config.json").write_text(json.dumps(config))
     tokenizer.save_pretrained(source)
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [*STOP_IDS[1:]]}))
@@ -85,10 +96,10 @@ def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, objec
 
 
 def main() -> None:
-    engine_tp, out, tied = int(sys.argv[1]), sys.argv[2], "tied" in sys.argv[3:]
+    engine_tp, out, hf_config = int(sys.argv[1]), sys.argv[2], model_config(sys.argv[3:])
     topology = initialize(ParallelConfig(), seed=0)
     engine = VllmEngine(
-        files := model_files(tied),
+        files := model_files(hf_config),
         RolloutConfig(tensor_model_parallel_size=engine_tp, kv_cache_gib=0.05),
         tokenizer=files,
         stop_token_ids=STOP_IDS,
@@ -110,7 +121,7 @@ def main() -> None:
         policy = build(
             layout,
             topology,
-            hf_config=tiny.hf_config(tied=tied),
+            hf_config=hf_config,
             make_source=lambda mapping: RandomSource(mapping, 0),
             temperature=SETTINGS.temperature,
         )

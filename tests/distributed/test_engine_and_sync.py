@@ -11,7 +11,7 @@ from tests.launch import REPOSITORY, torchrun
 from tests.tiny import MAX_RESPONSE
 
 WORKER = REPOSITORY / "tests" / "distributed" / "engine_worker.py"
-ENGINES = {1: ["tied"], 2: []}  # engine TP -> options
+ENGINES = {1: ["tied"], 2: ["yarn"]}  # engine TP -> options
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))
