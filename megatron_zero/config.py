@@ -130,7 +130,7 @@ class OptimizerConfig:
     lr: float = 1e-6
     min_lr: float = 0.0
     lr_schedule: str = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # the first has lr / warmup_steps, the last has lr
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
