@@ -31,6 +31,7 @@ from megatron_zero.config_objective import (
     AdvantageConfig,
     LossConfig,
     RewardConfig,
+    check_group,
     check_objective,
 )
 
@@ -212,9 +213,10 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb_project: str = ""  # "": off
     rollouts_every_num_steps: int = 10  # rollouts written to the run directory; 0: never
+    warn_after_steps_without_signal: int = 3  # in a row; 0: no warning
 
     def __post_init__(self) -> None:
-        at_least(self, "logging", 0, "rollouts_every_num_steps")
+        at_least(self, "logging", 0, "rollouts_every_num_steps", "warn_after_steps_without_signal")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -241,6 +243,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_run(self)
+        check_group(self)
         what = "rollout.num_prompts_per_step * rollout.group_size"
         size = self.batch.global_batch_size
         divides("batch.global_batch_size", size, self.responses_per_step, what)
