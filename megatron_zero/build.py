@@ -22,6 +22,7 @@ from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
 from megatron_zero.data.stop_tokens import describe_stop_tokens, stop_token_ids
+from megatron_zero.grading import check_golds
 from megatron_zero.launch_args import progress
 from megatron_zero.model_files import (
     check_weights,
@@ -147,6 +148,7 @@ def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
     prompts = build_prompts(
         rows, tokenizer, data.template, longest, data.dataset, few_shot=data.few_shot
     )
+    check_golds(prompts, setting="data.answer_key", value=data.answer_key)
     return PromptCursor(
         prompts, config.rollout.num_prompts_per_step, config.seed, config.data.shuffle
     )

@@ -32,6 +32,7 @@ from megatron_zero.config_objective import (
     AdvantageConfig,
     LossConfig,
     RewardConfig,
+    check_group,
     check_objective,
 )
 
@@ -131,7 +132,7 @@ class OptimizerConfig:
     lr: float = 1e-6
     min_lr: float = 0.0
     lr_schedule: str = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # the first has lr / warmup_steps, the last has lr
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -213,9 +214,10 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb_project: str = ""  # "": off
     rollouts_every_num_steps: int = 10  # rollouts written to the run directory; 0: never
+    warn_after_steps_without_signal: int = 3  # in a row; 0: no warning
 
     def __post_init__(self) -> None:
-        at_least(self, "logging", 0, "rollouts_every_num_steps")
+        at_least(self, "logging", 0, "rollouts_every_num_steps", "warn_after_steps_without_signal")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -242,6 +244,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_run(self)
+        check_group(self)
         what = "rollout.num_prompts_per_step * rollout.group_size"
         size = self.batch.global_batch_size
         divides("batch.global_batch_size", size, self.responses_per_step, what)

@@ -24,7 +24,7 @@ from megatron_zero.data.datasets import evaluation_data, load_rows
 from megatron_zero.data.prompts import build_prompts
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import derive_seed
-from megatron_zero.grading import Grader
+from megatron_zero.grading import Grader, check_golds
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.types import Prompt
@@ -43,7 +43,8 @@ def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) ->
         num_positions: how many the model has, see `hf_config.num_positions`.
 
     Raises:
-        ValueError: no such data set, or a prompt that the model has no positions for.
+        ValueError: no such data set, a prompt that the model has no positions for, or gold answers
+            of which the verifier can read none.
     """
     prompts: list[Prompt] = []
     for name in config.evaluation.datasets:
@@ -54,6 +55,7 @@ def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) ->
         if missing := len(rows) - len(fit):
             valid = f"{missing} prompts do not fit into the model's {num_positions} positions"
             fail("evaluation.datasets", name, valid)
+        check_golds(fit, setting="evaluation.datasets", value=name)
         prompts += fit
     return prompts
 

@@ -26,6 +26,7 @@ from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
 from megatron_zero.observability.rollouts import write_rollouts
 from megatron_zero.observability.run_dir import write_atomically
+from megatron_zero.observability.signal_watch import STEPS_WITHOUT_SIGNAL, SignalWatch
 from megatron_zero.observability.sinks import make_sinks, read_metrics
 from megatron_zero.observability.summary import print_summary
 from megatron_zero.observability.timers import Timers
@@ -85,6 +86,7 @@ class Session(AbstractContextManager):
             print(describe_objective(config))
         engines = f"{type(self.engine).__name__} x {self.engine.num_engines}"
         build.report(config, self.policy, self.run_dir, engine=engines)
+        self._watch = self._build_watch()
         self._sinks = self._exit.enter_context(
             make_sinks(
                 config.logging,
@@ -95,6 +97,20 @@ class Session(AbstractContextManager):
                 start_step=self.start_step + 1 if self.start_step else 0,
                 settings=to_dict(config),
             )
+        )
+
+    def _build_watch(self) -> SignalWatch:
+        """On rank 0, which has the metrics, it knows the steps that a resumed run has done."""
+        past = []
+        if self.start_step and self.topology.rank == 0:
+            records = read_metrics(self.run_dir.metrics)
+            past = [record for record in records if record["step"] <= self.start_step]
+        return SignalWatch(
+            warn_after=self.config.logging.warn_after_steps_without_signal,
+            max_response_tokens=self.config.rollout.max_response_tokens,
+            template=self.config.data.template,
+            answer_format=self.config.answer_format,
+            records=past,
         )
 
     def _build_engine(self) -> None:
@@ -162,14 +178,17 @@ class Session(AbstractContextManager):
         return every_num_steps > 0 and done % every_num_steps == 0 and done < self.config.num_steps
 
     def log(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Record a step's metrics with the time of its phases."""
+        """Record a step's metrics with the time of its phases; warn when nothing is learned."""
         times = self.timers.pop()
         num_tokens = metrics["response/length_mean"] * self.config.responses_per_step
         throughput = {
             "throughput/tokens_per_s": num_tokens / times["time/step_s"],
             "data/epoch": self.prompts.epoch,
+            STEPS_WITHOUT_SIGNAL: float(self._watch.observe(metrics)),
         }
         self._sinks.log(done, {**metrics, **times, **throughput})
+        if self._watch.is_due and self.topology.rank == 0:
+            print(self._watch.warning(), flush=True)
 
     def weight_metrics(
         self, batch: GlobalBatch, groups: Sequence[RolloutGroup], graded: Sequence[Sequence[Graded]]
@@ -242,6 +261,8 @@ class Session(AbstractContextManager):
         self._sinks.close()
         if self.topology.rank == 0:
             print_summary(read_metrics(self.run_dir.metrics))
+            if summary := self._watch.summary():
+                print(summary, flush=True)
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.hf_config import ORIGINAL_LENGTH
 from megatron_zero.convert.mapping import Mapping
