@@ -1,4 +1,4 @@
-"""vLLM in the training process: the only module that imports it.
+"""vLLM in the training process: this module and `upstream` alone import it.
 
 Every rank of the torchrun job creates its `LLM` with the `external_launcher` executor, so the
 engine uses the job's own process group and takes weights as tensors, without files or copies
@@ -15,6 +15,7 @@ import torch
 
 from megatron_zero.config import RolloutConfig
 from megatron_zero.determinism import derive_seed
+from megatron_zero.rollout import upstream
 from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
 
@@ -53,6 +54,9 @@ class VllmEngine:
             max_model_len: longest prompt plus longest response, in tokens.
             rank, world_size: of the torchrun job.
             from_disk: start with the directory's weights, as version 0: to evaluate them.
+
+        Raises:
+            ValueError: vLLM cannot run the model on a CPU.
         """
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
@@ -62,16 +66,21 @@ class VllmEngine:
         self._sleeps = config.sleep and self._on_gpu
         num_threads = torch.get_num_threads()
         os.environ.update(_ENVIRONMENT)
+        hf_config = json.loads((Path(model_dir) / "config.json").read_text())
+        if not self._on_gpu:
+            upstream.check_cpu_engine(hf_config)
         from vllm import LLM
 
+        if not self._on_gpu:
+            upstream.repair_cpu_engine()
         if not self._on_gpu and tp_size > 1:
             _name_shared_memory_by_job()
-        placement = _placement(config, on_gpu=self._on_gpu)
-        self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
+        hf_overrides = upstream.config_overrides(hf_config)
+        self._unties = not from_disk and not self._on_gpu and hf_config["tie_word_embeddings"]
         if self._unties:
             # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
             # after a sync it would go on with the embedding it was packed from: give it its own.
-            placement["hf_overrides"] = {"tie_word_embeddings": False}
+            hf_overrides["tie_word_embeddings"] = False
         self._llm = LLM(
             model_dir,
             tokenizer=tokenizer,
@@ -88,7 +97,8 @@ class VllmEngine:
             # The logprob of what was drawn from: after temperature, as the policy computes it.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            **placement,
+            hf_overrides=hf_overrides,
+            **_placement(config, hf_config, on_gpu=self._on_gpu),
         )
         torch.set_num_threads(num_threads)  # vLLM's CPU worker sets its own
 
@@ -155,18 +165,18 @@ class VllmEngine:
             self._llm.sleep(level=2)
 
 
-def _placement(config: RolloutConfig, *, on_gpu: bool) -> dict[str, Any]:
+def _placement(config: RolloutConfig, hf_config: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
     """Where the engine's memory is, and what goes with it."""
     if on_gpu:
         return {"gpu_memory_utilization": config.gpu_memory_utilization}
     # Prompts are read whole: after a part of one vLLM rewinds the request's generator, which
     # torch's CPU generator cannot do.
     kv_cache_bytes = int(config.kv_cache_gib * GIB)
-    return {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
-
-
-def _is_tied(model_dir: str) -> bool:
-    return bool(json.loads((Path(model_dir) / "config.json").read_text())["tie_word_embeddings"])
+    options = {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
+    if upstream.is_latent(hf_config):
+        # The same kernels on every CPU: those for AMX have no float32.
+        options["attention_backend"] = "CPU_MLA"
+    return options
 
 
 def _with_output_layer(
