@@ -165,15 +165,23 @@ class OptimizerConfig:
         return {name: getattr(self, name) for name in names if getattr(self, name) != "fp32"}
 
 
+# Of `MismatchConfig`, by `model.dtype`: what was measured is in docs/parallel_layouts.md.
+MAX_KL = {"fp32": 1e-6, "bf16": 0.02}
+MAX_FIRST_KL = {"fp32": 1e-8, "bf16": 0.005}
+
+
 @dataclass(**CONFIG_OPTIONS)
 class MismatchConfig:
-    """How far the engine's logprobs may be from the policy's before the run stops."""
+    """How far the engine's logprobs may be from the policy's before the run stops.
 
-    max_kl: float = 0.02  # k3 estimate of KL(engine || policy) over a step's trained tokens
+    Both are k3 estimates of KL(engine || policy) per token, and 0 is the dtype's own bound.
+    """
+
+    max_kl: float = 0.0  # over a step's trained tokens; 0: MAX_KL
+    max_first_kl: float = 0.0  # over a few tokens after a run's first weight sync; 0: MAX_FIRST_KL
 
     def __post_init__(self) -> None:
-        if self.max_kl <= 0:
-            fail("mismatch.max_kl", self.max_kl, "must be above 0")
+        at_least(self, "mismatch", 0, "max_kl", "max_first_kl")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -272,6 +280,16 @@ class RunConfig:
     @property
     def needs_ref_policy(self) -> bool:
         return self.loss.kl_coef > 0 or self.advantage.kl_reward_coef > 0
+
+    @property
+    def max_mismatch_kl(self) -> float:
+        """`mismatch.max_kl`, or the dtype's."""
+        return self.mismatch.max_kl or MAX_KL[self.model.dtype]
+
+    @property
+    def max_first_mismatch_kl(self) -> float:
+        """`mismatch.max_first_kl`, or the dtype's."""
+        return self.mismatch.max_first_kl or MAX_FIRST_KL[self.model.dtype]
 
     @property
     def max_evaluation_tokens(self) -> int:

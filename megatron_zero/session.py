@@ -11,7 +11,7 @@ from statistics import fmean
 
 import torch
 
-from megatron_zero import build, evaluate
+from megatron_zero import build, evaluate, first_sync
 from megatron_zero.analysis.rollout_stats import weight_metrics
 from megatron_zero.batching import sample_weights
 from megatron_zero.config import RunConfig
@@ -166,6 +166,27 @@ class Session(AbstractContextManager):
         if self.config.optimizer.offload:
             self.policy.offload()
         return self.policy.hf_weights(bucket_bytes=self.config.rollout.sync_bucket_mib * MIB)
+
+    def verify_first_sync(self) -> None:
+        """Compare the engine with the policy on a few tokens, before anything depends on it.
+
+        Raises:
+            RuntimeError: they disagree by more than `mismatch.max_first_kl`.
+        """
+        config = self.config
+        prompts = self.prompts.peek(first_sync.PROMPTS_PER_ENGINE * self.engine.num_engines)
+        settings = SamplingSettings(
+            max_tokens=min(first_sync.MAX_TOKENS, config.rollout.max_response_tokens),
+            temperature=config.rollout.temperature,
+        )
+        groups = first_sync.draw(self.sampler, prompts, settings, version=self.start_step)
+        self.use_policy()
+        logprobs = first_sync.policy_logprobs(self.policy, groups, self.packing)
+        agreement = first_sync.compare(groups, logprobs, max_kl=config.max_first_mismatch_kl)
+        if self.topology.rank == 0:
+            print(agreement, flush=True)
+        if config.optimizer.offload or self.engine.weights_version is None:  # it slept
+            self.weight_sync.push(self.hf_weights(), version=self.start_step)
 
     def use_policy(self) -> None:
         """The engine sleeps, the policy has the device; undone by the next weight sync."""

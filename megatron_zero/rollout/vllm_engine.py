@@ -1,4 +1,4 @@
-"""vLLM in the training process: the only module that imports it.
+"""vLLM in the training process: this module and `upstream` alone import it.
 
 Every rank of the torchrun job creates its `LLM` with the `external_launcher` executor, so the
 engine uses the job's own process group and takes weights as tensors, without files or copies
@@ -18,7 +18,7 @@ from megatron_zero.checks import UserError
 from megatron_zero.config import RolloutConfig
 from megatron_zero.convert.finite import check_finite
 from megatron_zero.convert.safetensors_io import file_of
-from megatron_zero.determinism import derive_seed
+from megatron_zero.rollout import upstream
 from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
 
@@ -59,6 +59,9 @@ class VllmEngine:
             max_model_len: longest prompt plus longest response, in tokens.
             rank, world_size: of the torchrun job.
             from_disk: start with the directory's weights, as version 0: to evaluate them.
+
+        Raises:
+            ValueError: vLLM cannot run the model on a CPU.
         """
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
@@ -69,16 +72,19 @@ class VllmEngine:
         self._sleeps = config.sleep and self._on_gpu
         num_threads = torch.get_num_threads()
         os.environ.update(_ENVIRONMENT)
+        hf_config = json.loads((Path(model_dir) / "config.json").read_text())
+        if not self._on_gpu:
+            upstream.check_cpu_engine(hf_config)
         from vllm import LLM
 
         if not self._on_gpu:
-            _prepare_for_cpu(tp_size)
-        placement = _placement(config, on_gpu=self._on_gpu)
-        self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
+            upstream.prepare_cpu_engine(tp_size)
+        hf_overrides = upstream.config_overrides(hf_config)
+        self._unties = not from_disk and not self._on_gpu and hf_config["tie_word_embeddings"]
         if self._unties:
             # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
             # after a sync it would go on with the embedding it was packed from: give it its own.
-            placement["hf_overrides"] = {"tie_word_embeddings": False}
+            hf_overrides["tie_word_embeddings"] = False
         self._llm = LLM(
             model_dir,
             tokenizer=tokenizer,
@@ -94,7 +100,8 @@ class VllmEngine:
             # The logprob of what was drawn from: after temperature, as the policy computes it.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            **placement,
+            hf_overrides=hf_overrides,
+            **_placement(config, hf_config, on_gpu=self._on_gpu),
         )
         torch.set_num_threads(num_threads)  # vLLM's CPU worker sets its own
 
@@ -163,19 +170,21 @@ class VllmEngine:
             self._llm.sleep(level=2)
 
 
-def _placement(config: RolloutConfig, *, on_gpu: bool) -> dict[str, Any]:
+def _placement(config: RolloutConfig, hf_config: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
     """Where the engine's memory is, and what goes with it."""
     if on_gpu:
         return {
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "enable_sleep_mode": config.sleep,
         }
-    if config.tensor_model_parallel_size > 1:
-        _name_shared_memory_by_job()
     # Prompts are read whole: after a part of one vLLM rewinds the request's generator, which
     # torch's CPU generator cannot do.
     kv_cache_bytes = int(config.kv_cache_gib * GIB)
-    return {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
+    options = {"kv_cache_memory_bytes": kv_cache_bytes, "enable_chunked_prefill": False}
+    if upstream.is_latent(hf_config):
+        # The same kernels on every CPU: those for AMX have no float32.
+        options["attention_backend"] = "CPU_MLA"
+    return options
 
 
 def _checked_load_format() -> str:
@@ -203,10 +212,6 @@ def _checked_load_format() -> str:
     return "checked"
 
 
-def _is_tied(model_dir: str) -> bool:
-    return bool(json.loads((Path(model_dir) / "config.json").read_text())["tie_word_embeddings"])
-
-
 def _with_output_layer(
     named_tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -215,34 +220,3 @@ def _with_output_layer(
         yield name, tensor
         if name == "model.embed_tokens.weight":
             yield "lm_head.weight", tensor
-
-
-def _prepare_for_cpu(tp_size: int) -> None:
-    _skip_memory_binding()
-    if tp_size > 1:
-        _name_shared_memory_by_job()
-
-
-def _skip_memory_binding() -> None:
-    """Do not bind memory to the only node that there is: nothing but a warning comes of it.
-
-    It is printed by C++ code, past all filters. Upstream symbol: cpu_worker's init_cpu_memory_env.
-    """
-    nodes = Path("/sys/devices/system/node/has_memory")
-    if nodes.is_file() and nodes.read_text().strip() == "0":
-        torch.ops._C.init_cpu_memory_env = lambda nodes: None
-
-
-def _name_shared_memory_by_job() -> None:
-    """Keep two jobs of one machine, or one that was killed and its successor, apart.
-
-    vLLM's CPU workers exchange tensors through shared memory that is named after the ranks alone
-    when torchrun started them: what a killed job left there would refuse every later one.
-    Upstream symbol: cpu_communicator._CPUSHMDistributed.make_group_name.
-    """
-    from vllm.distributed.device_communicators import cpu_communicator
-
-    shared_memory = cpu_communicator._CPUSHMDistributed
-    make_name = shared_memory.make_group_name
-    job = derive_seed(*(os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_PORT")))
-    shared_memory.make_group_name = staticmethod(lambda c: f"{job:x}{make_name(c).lstrip('/')}")

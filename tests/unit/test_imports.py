@@ -31,7 +31,7 @@ EXCEPTIONS = {("weight_sync", "megatron_zero.rollout.engine")}
 # Who may import a heavy package: prefixes of paths.
 OWNERS = {
     "nemo_run": "recipes/launch.py",
-    "vllm": "megatron_zero/rollout/vllm_engine.py",
+    "vllm": "megatron_zero/rollout/",
     "megatron.core": "megatron_zero/policy/",
     "transformer_engine": "megatron_zero/policy/",
 }
