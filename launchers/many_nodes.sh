@@ -18,7 +18,7 @@
 # not heard of for parallel.max_host_silence_s ends the job, with its name.
 set -euo pipefail
 
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" -m megatron_zero.torchrun \
   --nnodes "${NNODES:?}" \
   --nproc-per-node "${NPROC_PER_NODE:-gpu}" \
   --rdzv-backend c10d \

@@ -7,7 +7,7 @@
 # where a script is wanted. COMMAND=pretrain runs next-token training.
 set -euo pipefail
 
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" -m megatron_zero.torchrun \
   --standalone \
   --nproc-per-node "${NPROC_PER_NODE:-gpu}" \
   --max-restarts "${MAX_RESTARTS:-0}" \

@@ -29,8 +29,8 @@ from megatron_zero.config_io import flatten
 from megatron_zero.convert.hf_dir import fingerprint, local_directory
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import prompts_digest
+from megatron_zero.failures import user_errors
 from megatron_zero.grading import Grader, verifier_pool
-from megatron_zero.launch_args import user_errors
 from megatron_zero.observability.environment import package_versions
 from megatron_zero.observability.run_dir import write_atomically
 from megatron_zero.rollout.sampler import Sampler, merged
@@ -45,7 +45,8 @@ class BenchmarkRun:
         """Join the job; collective, as all methods are."""
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self.config, self.save_every = config, save_every
         self.group = dist.new_group(backend="gloo")
         self.plan: dict[str, tuple[RunConfig, list[Prompt]]] = {}

@@ -10,9 +10,17 @@ def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+class UserError(ValueError):
+    """What a user gave cannot work: a setting, a file, a model. Its text says what would.
+
+    A process that ends with it prints the text and no traceback; any other exception, a plain
+    `ValueError` of deeper code too, is a crash (`failures`).
+    """
+
+
 def fail(path: str, value: object, valid: str) -> NoReturn:
     """Refuse one setting: every configuration error has this form."""
-    raise ValueError(f"{path}={value!r}: {valid}")
+    raise UserError(f"{path}={value!r}: {valid}")
 
 
 def at_least(section: object, prefix: str, bound: float, *names: str) -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import PretrainConfig, RunConfig, fail
 from megatron_zero.strict_yaml import dump_yaml, load_yaml
 
@@ -166,7 +167,7 @@ def load_config(path: str | Path) -> Config:
         data = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{path}: cannot be read: {reason}") from None
+        raise UserError(f"{path}: cannot be read: {reason}") from None
     try:
         if not isinstance(data, dict):
             fail("config", data, "must be a mapping of settings")
@@ -175,7 +176,7 @@ def load_config(path: str | Path) -> Config:
             fail("kind", kind, f"must be one of {', '.join(KINDS)}")
         return from_dict(KINDS[kind], data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -213,7 +214,7 @@ def _set_override(root: type, data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ValueError(f"{override!r}: must be dotted.key=value, as in rollout.group_size=4")
+        raise UserError(f"{override!r}: must be dotted.key=value, as in rollout.group_size=4")
     cls, done, rest = root, "", path
     while True:
         key, _, after = rest.partition(".")
@@ -266,11 +267,11 @@ def _load_target(target: str, recipes: Recipes | None) -> Config:
         return recipes[target]()
     if path.is_dir():
         hint = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").exists() else ""
-        raise ValueError(f"{target}: is a folder, not a recipe or a YAML file{hint}")
+        raise UserError(f"{target}: is a folder, not a recipe or a YAML file{hint}")
     near = difflib.get_close_matches(target, recipes, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     names = ", ".join(sorted(recipes)) or "none"
-    raise ValueError(f"{target}: no such recipe, nor a .yaml file; {hint}recipes: {names}")
+    raise UserError(f"{target}: no such recipe, nor a .yaml file; {hint}recipes: {names}")
 
 
 def resolve(
@@ -294,7 +295,7 @@ def resolve(
     """
     config = _load_target(target, recipes)
     if kind_of(config) != kind:
-        raise ValueError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
+        raise UserError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
     if preset is not None:
         assert isinstance(config, RunConfig)
         config = preset(config)

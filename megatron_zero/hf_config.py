@@ -17,6 +17,10 @@ from megatron_zero.config import ModelConfig
 VOCAB_MULTIPLE = 128  # a made-up vocabulary is padded to this: every usual TP size divides it
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
+# Families that have a table in `convert.families`, by name here: the tables need torch.
+MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "llama", "mistral", "mixtral")
+MODEL_TYPES += ("qwen2", "qwen3", "qwen3_moe")
+
 _REQUIRED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")
 _REQUIRED += ("num_attention_heads", "vocab_size")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -45,6 +49,17 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
     if missing:
         fail("model.path", model.path, f"{path} must have {', '.join(missing)}")
     return hf_config
+
+
+def check_model_type(hf_config: dict[str, Any], path: str) -> None:
+    """Refuse a model of a family that no table describes.
+
+    Raises:
+        ValueError: with the families that there are.
+    """
+    model_type = hf_config["model_type"]
+    if model_type not in MODEL_TYPES:
+        fail("model.path", path, f"is a {model_type}; must be one of {', '.join(MODEL_TYPES)}")
 
 
 def num_experts(hf_config: dict[str, Any]) -> int:

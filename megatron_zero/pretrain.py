@@ -9,11 +9,12 @@ model. The same model, schedule, optimizer and checkpoints as in `train.py`, wit
 from collections.abc import Sequence
 
 from megatron_zero.config import PretrainConfig
-from megatron_zero.launch_args import run_rank
+from megatron_zero.launch_args import job, run_rank
 
 MIB = 1024**2
 
 
+@job()
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
     """Run (or with `resume` continue) one complete pretraining run; collective over the job.
 

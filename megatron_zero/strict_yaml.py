@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 import yaml
 from yaml.constructor import ConstructorError
 
+from megatron_zero.checks import UserError
+
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 
@@ -64,9 +66,9 @@ def load_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{source}{where}: not valid YAML: {error.problem}") from None
+        raise UserError(f"{source}{where}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{source}: not valid YAML: {error}") from None
+        raise UserError(f"{source}: not valid YAML: {error}") from None
 
 
 def dump_yaml(data: Any) -> str:

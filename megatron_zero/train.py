@@ -10,11 +10,12 @@ import logging
 from collections.abc import Sequence
 
 from megatron_zero.config import MismatchConfig, RunConfig
-from megatron_zero.launch_args import progress, run_rank
+from megatron_zero.launch_args import job, progress, run_rank
 
 logger = logging.getLogger(__name__)
 
 
+@job()
 def train(config: RunConfig, *, resume: bool = False) -> None:
     """Run (or with `resume` continue) one complete training run; collective over the job.
 

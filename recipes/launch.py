@@ -30,7 +30,7 @@ from nemo_run.config import get_nemorun_home
 
 from megatron_zero.config import PretrainConfig, RunConfig
 from megatron_zero.config_io import kind_of, resolve
-from megatron_zero.launch_args import user_errors
+from megatron_zero.failures import user_errors
 from recipes import EXPERIMENTS, RECIPES
 from recipes.hardware import Hardware
 from recipes.jobs import Job, environment_of, jobs_of, mounts_of, storage_of

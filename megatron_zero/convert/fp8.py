@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
+from megatron_zero.checks import UserError
 from megatron_zero.convert.sources import TensorSource
 
 SCALE = "_scale_inv"
@@ -62,7 +63,7 @@ class DequantizedSource:
         blocks = [-(-size // block) for size, block in zip(shape, self._block, strict=True)]
         if list(scale.shape) != blocks:
             shapes = f"has shape {list(scale.shape)}, expected {blocks}"
-            raise ValueError(f"HF tensor {name + SCALE} {shapes}")
+            raise UserError(f"HF tensor {name + SCALE} {shapes}")
         cuts = (*part, slice(None), slice(None))
         for d in (0, 1):
             positions = torch.arange(shape[d])[cuts[d]] // self._block[d]

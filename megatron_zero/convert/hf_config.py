@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, Optional
 
+from megatron_zero.checks import UserError
+
 HfConfig = Mapping[str, object]
 Dims = dict[str, int]
 # field -> values it may have where it is given (of lists: each element), and why
@@ -181,4 +183,4 @@ def _number(field: str, blocks: list[HfConfig], default: Optional[float] = None)
 
 def refuse(what: str, reason: str) -> NoReturn:
     """Every refusal of a `config.json` has this form."""
-    raise ValueError(f"HF config {what}: {reason}")
+    raise UserError(f"HF config {what}: {reason}")

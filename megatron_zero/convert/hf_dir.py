@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 
-from megatron_zero.checks import fail
+from megatron_zero.checks import UserError, fail
 from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
 from megatron_zero.convert.safetensors_io import INDEX_NAME, SafetensorsSource
 from megatron_zero.convert.sources import TensorSource
@@ -43,7 +43,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def check_dtype(choice: str) -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from safetensors.torch import save_file
 
+from megatron_zero.checks import UserError
 from megatron_zero.convert.sources import mapped, read_tensor
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def _stored_in(path: Path) -> dict[str, _Stored]:
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             if not 8 < start <= size:
-                raise ValueError(f"{size} bytes do not hold the header")
+                raise UserError(f"{size} bytes do not hold the header")
             header = json.loads(file.read(start - 8))
         header.pop("__metadata__", None)
         tensors, end = {}, 0
@@ -49,15 +50,15 @@ def _stored_in(path: Path) -> dict[str, _Stored]:
             first, last = entry["data_offsets"]
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             if first != end or last < first:
-                raise ValueError(f"tensor {name} does not begin where the one before it ends")
+                raise UserError(f"tensor {name} does not begin where the one before it ends")
             if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
-                raise ValueError(f"tensor {name} has {last - first} bytes for {dtype} {shape}")
+                raise UserError(f"tensor {name} has {last - first} bytes for {dtype} {shape}")
             tensors[name], end = _Stored(path, dtype, shape, start + first), last
         if start + end != size:
-            raise ValueError(f"{size} bytes where the header says {start + end}")
+            raise UserError(f"{size} bytes where the header says {start + end}")
         return tensors
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or not complete: {error}") from error
+        raise UserError(f"{path} is damaged or not complete: {error}") from error
 
 
 class SafetensorsSource:
@@ -83,7 +84,7 @@ class SafetensorsSource:
         elif (self._directory / INDEX_NAME).is_file():
             self._weight_map = self._read_index()
         else:
-            raise ValueError(f"{self._directory} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+            raise UserError(f"{self._directory} has neither {SINGLE_NAME} nor {INDEX_NAME}")
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._weight_map)
@@ -95,7 +96,7 @@ class SafetensorsSource:
         stored = self._stored(name).dtype
         if stored not in self._dtypes:
             known = list(self._dtypes)
-            raise ValueError(f"{name} in {self._directory} is {stored}, not one of {known}")
+            raise UserError(f"{name} in {self._directory} is {stored}, not one of {known}")
         return self._dtypes[stored]
 
     def files(self) -> dict[str, list[str]]:
@@ -121,10 +122,10 @@ class SafetensorsSource:
             weight_map = json.loads(path.read_text())["weight_map"]
             shards = sorted(set(weight_map.values()))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not an index of safetensors files: {error!r}") from error
+            raise UserError(f"{path} is not an index of safetensors files: {error!r}") from error
         missing = [name for name in shards if not (self._directory / name).is_file()]
         if missing:
-            raise ValueError(f"{self._directory} lacks shards {missing} that {INDEX_NAME} names")
+            raise UserError(f"{self._directory} lacks shards {missing} that {INDEX_NAME} names")
         return weight_map
 
     def _stored(self, name: str) -> _Stored:
@@ -132,7 +133,7 @@ class SafetensorsSource:
 
     def _file(self, name: str) -> dict[str, _Stored]:
         if name not in self._weight_map:
-            raise ValueError(f"{self._directory} has no tensor {name!r}")
+            raise UserError(f"{self._directory} has no tensor {name!r}")
         shard = self._weight_map[name]
         if shard not in self._files:
             file = _stored_in(self._directory / shard)
@@ -140,7 +141,7 @@ class SafetensorsSource:
             if set(file) != listed:
                 differing = sorted(listed.symmetric_difference(file))
                 files = f"{self._directory / shard} and {INDEX_NAME}"
-                raise ValueError(f"{files} disagree about {differing}")
+                raise UserError(f"{files} disagree about {differing}")
             self._files[shard] = file
         return self._files[shard]
 
@@ -190,9 +191,9 @@ def write_hf_checkpoint(
     """
     final = Path(directory)
     if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes={max_shard_bytes}: must be at least 1")
+        raise UserError(f"max_shard_bytes={max_shard_bytes}: must be at least 1")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ValueError(f"{final} exists already")
+        raise UserError(f"{final} exists already")
     partial = final.with_name(final.name + ".incomplete")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -218,7 +219,7 @@ def _write_shards(
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if not shards:
-        raise ValueError(f"no tensors to write to {directory}")
+        raise UserError(f"no tensors to write to {directory}")
     files = dict(zip(file_names(len(shards)), shards, strict=True))
     for number, name in enumerate(files):
         (directory / str(number)).rename(directory / name)
@@ -260,6 +261,6 @@ def _copied(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, 
     seen: set[str] = set()
     for name, tensor in tensors:
         if name in seen:
-            raise ValueError(f"tensor {name} was given twice")
+            raise UserError(f"tensor {name} was given twice")
         seen.add(name)
         yield name, tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -16,7 +16,7 @@ from typing import Optional
 
 import torch
 
-from megatron_zero.checks import fail, round_up
+from megatron_zero.checks import UserError, fail, round_up
 from megatron_zero.convert import hf_dir
 from megatron_zero.convert.dist_checkpoint import Chunk, save_chunk, write_metadata
 from megatron_zero.convert.families import mapping_for
@@ -166,7 +166,7 @@ def _parameter(
     stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in mapped.hf_names}
     if len(stored) > 1:
         names = ", ".join(mapped.hf_names)
-        raise ValueError(f"HF tensors {names}: must have one type, not {[*stored]}")
+        raise UserError(f"HF tensors {names}: must have one type, not {[*stored]}")
     chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapped.float32)
     # Every rank holds its part of each block: of gate and of up, where they are stacked.
     parts = tp_size * mapped.kind.num_blocks

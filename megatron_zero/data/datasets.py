@@ -102,7 +102,7 @@ def load_rows(config: DataConfig, *, seed: int = 0, setting: str = "data.dataset
     name = config.dataset
     if name in GENERATED:
         return _generated_rows(config, seed)
-    entry = KNOWN[name] if name in KNOWN else KnownDataset(files=(), split=config.split)
+    entry = _entry(config)
     if config.split not in (entry.split, DataConfig().split):
         fail("data.split", config.split, f"{name} is always its split {entry.split!r}")
     table = _find(config, entry, setting)
@@ -160,24 +160,48 @@ def _answer_texts(value: Any, answer_after: str) -> tuple[str, ...]:
 
 
 def _find(config: DataConfig, entry: KnownDataset, setting: str) -> Table:
+    path, hub = _locate(config, entry, setting)
+    if path is not None:
+        return open_table(path, entry.split, setting)
+    return _hub_table(hub, entry.split, setting, config.dataset)
+
+
+def is_local(config: DataConfig, setting: str = "data.dataset") -> bool:
+    """Whether `load_rows` would read files of this machine; False: generated, or from the hub.
+
+    Raises:
+        ValueError: no such data set, or no such folder `data.data_dir`.
+    """
+    if config.dataset in GENERATED:
+        return False
+    path, _ = _locate(config, _entry(config), setting)
+    return path is not None
+
+
+def _entry(config: DataConfig) -> KnownDataset:
+    if config.dataset in KNOWN:
+        return KNOWN[config.dataset]
+    return KnownDataset(files=(), split=config.split)
+
+
+def _locate(config: DataConfig, entry: KnownDataset, setting: str) -> tuple[Optional[Path], str]:
+    """The local path of a data set, else None and its hub id; nothing is opened."""
     name = config.dataset
     if name in KNOWN:
         path = _local_path(config.data_dir, entry)
-        if path is not None:
-            return open_table(path, entry.split, setting)
-        if not entry.hub:
+        if path is None and not entry.hub:
             files = ", ".join(f"{file}.parquet" for file in entry.files)
             valid = f"is on no hub: set data.data_dir to a folder that has one of {files}"
             fail(setting, name, valid)
-        return _hub_table(entry.hub, entry.split, setting, name)
+        return path, entry.hub
     path = Path(name).expanduser()
     looks_local = path.suffix in FILE_SUFFIXES or name.startswith(("/", ".", "~"))
     if name and (path.exists() or looks_local):
-        return open_table(path, config.split, setting)
+        return path, ""
     if name.rpartition("@")[2].count("/") != 1:
         valid = f"{', '.join(known_names())}, a file or folder, or a hub id (owner/name)"
         fail(setting, name, f"must be one of {valid}{did_you_mean(name, known_names())}")
-    return _hub_table(name, config.split, setting, name)
+    return None, name
 
 
 def _local_path(data_dir: str, entry: KnownDataset) -> Optional[Path]:

@@ -63,7 +63,7 @@ class DocumentStream:
         self._blocks: list[list[tuple[int, int]]] = []  # pieces: [start, end) in _tokens
         self._tokens = array("i")
         if config.source != "arithmetic":
-            self._tokens, lengths = _tokenise(_read_texts(config), tokenizer)
+            self._tokens, lengths = _tokenise(read_texts(config), tokenizer)
             self._blocks = cut_into_blocks(lengths, config.sequence_length)
             if not self._blocks:
                 fail("documents.source", config.source, "holds no text")
@@ -145,8 +145,12 @@ def _tokenise(texts: list[str], tokenizer: Any) -> tuple[array, list[int]]:
     return tokens, lengths
 
 
-def _read_texts(config: DocumentsConfig) -> list[str]:
-    """Non-empty documents. A text file is one document; columns are joined with a newline."""
+def read_texts(config: DocumentsConfig) -> list[str]:
+    """Non-empty documents. A text file is one document; columns are joined with a newline.
+
+    Raises:
+        ValueError: the source cannot be read, or lacks the columns of `text_key`.
+    """
     setting = "documents.source"
     path = Path(config.source).expanduser()
     if path.suffix in TEXT_SUFFIXES and path.is_file():

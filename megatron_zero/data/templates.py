@@ -56,6 +56,15 @@ def apply_template(name: str, question: str, tokenizer: Any = None, few_shot: st
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
+def check_few_shot(few_shot: str) -> None:
+    """Read `data.few_shot` ("": the built-in worked problems).
+
+    Raises:
+        ValueError: no such file or column.
+    """
+    _worked_problems(few_shot)
+
+
 @functools.cache
 def _worked_problems(few_shot: str) -> str:
     path = Path(few_shot).expanduser() if few_shot else HERE / "few_shot.jsonl"

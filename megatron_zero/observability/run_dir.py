@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_zero.checks import UserError
 from megatron_zero.config_io import Config, dump_config
 
 
@@ -72,9 +73,9 @@ def check_startable(path: str | Path, *, resume: bool) -> None:
     """
     run_dir = RunDir(Path(path))
     if run_dir.path.exists() and not run_dir.path.is_dir():
-        raise ValueError(f"run directory {path}: is a file")
+        raise UserError(f"run directory {path}: is a file")
     if not resume and run_dir.has_results():
-        raise ValueError(
+        raise UserError(
             f"run directory {path}: holds the results of a run; continue it with --resume, start "
             "another with name=<another name> or --run-dir, or delete it"
         )

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import torch.distributed as dist
 
+from megatron_zero.checks import UserError
 from megatron_zero.policy.policy import Policy
 
 _INCOMPLETE = ".incomplete"
@@ -74,7 +75,7 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
         ValueError: `directory` is no complete checkpoint.
     """
     if not (directory / "metadata.json").is_file():
-        raise ValueError(f"checkpoint {directory}: no complete checkpoint is there")
+        raise UserError(f"checkpoint {directory}: no complete checkpoint is there")
     from megatron.core import dist_checkpointing
 
     state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(directory))

@@ -25,7 +25,7 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_zero.checks import round_up
+from megatron_zero.checks import UserError, round_up
 from megatron_zero.convert.hf_config import RopeSettings
 from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.policy.attention import PackedAttention, RMSNorm
@@ -165,7 +165,7 @@ def build_chunks(
     if config.multi_latent_attention and layer_implementation() == "local":
         if config.q_lora_rank == config.kv_lora_rank + config.qk_pos_emb_head_dim:
             valid = "must not be kv_lora_rank + qk_rope_head_dim with Megatron's own layers"
-            raise ValueError(f"HF config q_lora_rank={config.q_lora_rank}: {valid}")
+            raise UserError(f"HF config q_lora_rank={config.q_lora_rank}: {valid}")
         sum_rotary_key_gradient(config.kv_lora_rank, config.qk_pos_emb_head_dim)
     numbers = range(topology.vp_size) if topology.vp_size > 1 else [None]
     return [_build_chunk(config, mapping, topology, number, temperature) for number in numbers]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.mapping import Mapping
 
@@ -100,7 +101,7 @@ def _latent_attention(mapping: Mapping) -> dict[str, Any]:
     }
     if rope.rope_type == "yarn":
         if set(rope.scaling) != set(YARN):
-            raise ValueError(f"HF config rope_parameters: YaRN needs exactly {sorted(YARN)}")
+            raise UserError(f"HF config rope_parameters: YaRN needs exactly {sorted(YARN)}")
         settings |= rope.scaling
         settings["rope_type"], settings["rotary_scaling_factor"] = "yarn", settings.pop("factor")
         settings[LENGTH] = int(settings[LENGTH])

@@ -23,7 +23,7 @@ GIB = 1024**3
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: weights are handed over
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every rank binds to the same cores
-    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_LEVEL": "WARNING",  # but for what `quiet` lists
     "VLLM_NO_USAGE_STATS": "1",
 }
 
@@ -64,8 +64,8 @@ class VllmEngine:
         os.environ.update(_ENVIRONMENT)
         from vllm import LLM
 
-        if not self._on_gpu and tp_size > 1:
-            _name_shared_memory_by_job()
+        if not self._on_gpu:
+            _prepare_for_cpu(tp_size)
         placement = _placement(config, on_gpu=self._on_gpu)
         self._unties = not from_disk and not self._on_gpu and _is_tied(model_dir)
         if self._unties:
@@ -177,6 +177,22 @@ def _with_output_layer(
         yield name, tensor
         if name == "model.embed_tokens.weight":
             yield "lm_head.weight", tensor
+
+
+def _prepare_for_cpu(tp_size: int) -> None:
+    _skip_memory_binding()
+    if tp_size > 1:
+        _name_shared_memory_by_job()
+
+
+def _skip_memory_binding() -> None:
+    """Do not bind memory to the only node that there is: nothing but a warning comes of it.
+
+    It is printed by C++ code, past all filters. Upstream symbol: cpu_worker's init_cpu_memory_env.
+    """
+    nodes = Path("/sys/devices/system/node/has_memory")
+    if nodes.is_file() and nodes.read_text().strip() == "0":
+        torch.ops._C.init_cpu_memory_env = lambda nodes: None
 
 
 def _name_shared_memory_by_job() -> None:

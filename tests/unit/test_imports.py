@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 # or package right under megatron_zero; whatever is not named here is composition, the top row.
 VOCABULARY = ["types", "config", "config_io", "strict_yaml", "hf_config", "objective"]
 VOCABULARY += ["determinism", "checks", "layout", "config_data", "config_objective"]
+VOCABULARY += ["failures"]
 PURE = ["rewards", "advantages", "batching", "losses", "convert", "analysis", "plan"]
 PURE += ["rollout_rounds"]
 HEAVY = ["rollout", "policy", "weight_sync", "data", "observability", "report"]
