@@ -24,7 +24,7 @@ from megatron_zero.launch_args import COMMANDS, count_gpus, parse_args
 from megatron_zero.storage import is_under
 
 HEAD_TIMEOUT_S = 45.0  # nodes that a scheduler starts together are not started at once
-STORE_TIMEOUT_S = 10.0  # of a store that is there, to answer
+STORE_TIMEOUT_S = 5.0  # of a store that is there, to answer
 _RETRY_S = 0.5
 _NPROC, _ENDPOINT = "--nproc-per-node", "--rdzv-endpoint"
 
@@ -120,7 +120,7 @@ def is_this_machine(host: str) -> bool:
     """Whether one of a host's addresses is this machine's: that can be listened on."""
     try:
         found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # the second: no name that can be looked up
         return False
     for family, kind, protocol, _, address in found:
         with socket.socket(family, kind, protocol) as probe, contextlib.suppress(OSError):
@@ -156,8 +156,8 @@ def find_head(host: str, port: int, timeout_s: float) -> bool:
         try:
             socket.create_connection((host, port), timeout=max(_RETRY_S, timeout_s / 10)).close()
             return False
-        except OSError as error:
-            reason = error.strerror or str(error)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
         if time.monotonic() > end:
             ask = "is it the first node's name, does that run, and has it the same RDZV_PORT?"
             waited = f"no answer on port {port} in {timeout_s:g} s"

@@ -70,6 +70,8 @@ def storage_of(args: argparse.Namespace) -> str:
     storage = args.storage or VOLUME_FOLDER
     if not os.path.isabs(storage) or os.path.normpath(storage) == "/":
         fail("--storage", storage, "must be an absolute folder, and not / itself")
+    if any(character in storage for character in " ,:"):
+        fail("--storage", storage, "must have no space, comma or colon: schedulers cut it there")
     return os.path.normpath(storage)
 
 
@@ -95,6 +97,8 @@ def mounted_folders(mounts: Sequence[str]) -> "tuple[list[str], list[str]]":
         folder = rest[0] if rest else source
         if not source or not os.path.isabs(folder):
             fail("--mount", mount, "must be FROM or FROM:TO, absolute folders")
+        if any(character in mount for character in " ,"):
+            fail("--mount", mount, "must have no space and no comma: nemo-run does not quote it")
         read.append(folder)
         flags = rest[1].split("+") if len(rest) > 1 else []
         if "ro" not in flags:
