@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_zero.config import fail
+from megatron_zero.config_data import FILE_SUFFIXES
 
-FILE_SUFFIXES = (".parquet", ".jsonl", ".json")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 
 

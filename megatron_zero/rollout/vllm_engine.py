@@ -107,6 +107,8 @@ class VllmEngine:
                 n=1,
                 seed=request.seed,
                 temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
                 max_tokens=settings.max_tokens,
                 stop=list(settings.stop) or None,
                 include_stop_str_in_output=True,
