@@ -1,7 +1,7 @@
 """Recipes through nemo-run: on this machine, Slurm, Kubernetes or a cloud.
 
 python -m recipes.launch quickstart --executor local --nproc 2 num_steps=3
-python -m recipes.launch qwen3_30b_a3b --executor slurm --account lab --partition h100 --dryrun
+python -m recipes.launch qwen3_30b_a3b --executor slurm --account lab --image IMAGE --dryrun
 python -m recipes.launch ablation --executor k8s --image registry/megatron_zero:1 --volume data
 
 A name is a recipe or, of several runs, an experiment of `recipes.studies`. Settings are checked
