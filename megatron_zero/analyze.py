@@ -75,6 +75,7 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
 def analyze_responses(args: argparse.Namespace) -> Report:
     """`self-reflection` and `answering`: counts by file, and what is found in every response."""
     files = [file for path in args.paths for file in rollout_files(path)]
+    files = list({file.resolve(): file for file in files}.values())  # each counts once
     rows = [{"file": str(file)} | row for file in files for row in read_responses(file)]
     if not rows:
         raise ValueError(f"no responses in {', '.join(map(str, args.paths))}")

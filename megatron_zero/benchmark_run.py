@@ -24,7 +24,7 @@ from transformers import AutoConfig
 
 from megatron_zero import evaluate
 from megatron_zero.benchmark_tables import table
-from megatron_zero.config import TEMPLATES, RunConfig, fail, replace
+from megatron_zero.config import TEMPLATES, EvaluationConfig, RunConfig, fail, replace
 from megatron_zero.config_io import flatten
 from megatron_zero.convert.hf_dir import fingerprint, local_directory, read_config
 from megatron_zero.convert.stored import folder_corrections
@@ -39,6 +39,7 @@ from megatron_zero.data.templates import stop_strings
 from megatron_zero.failures import user_errors
 from megatron_zero.grading import Grader, verifier_pool
 from megatron_zero.hf_config import num_positions
+from megatron_zero.launch_args import progress
 from megatron_zero.model_files import check_weights_for_engine
 from megatron_zero.observability.environment import package_versions
 from megatron_zero.observability.run_dir import write_atomically
@@ -52,6 +53,7 @@ class BenchmarkRun:
 
     def __init__(self, config: RunConfig, every_template: bool, save_every: int) -> None:
         """Join the job; collective, as all methods are."""
+        progress("joining the other processes; prompts")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
@@ -89,6 +91,7 @@ class BenchmarkRun:
     @cached_property
     def sampler(self) -> Sampler:
         """The engine with the model's weights."""
+        progress("rollout engine")
         engine = VllmEngine(
             str(self.directory),
             self.config.rollout,
@@ -119,9 +122,18 @@ class BenchmarkRun:
                 data = evaluate.results_json(results[template], settings)
                 write_atomically(path.with_suffix(".json"), data)
         if is_first:
-            write_atomically(out / "table.md", table(results).encode())
-            print(f"\n{table(results)}\n{out}", flush=True)
+            drawn = table(results) + described(self.config.evaluation)
+            write_atomically(out / "table.md", drawn.encode())
+            print(f"\n{drawn}\n{out}", flush=True)
             lock.close()
+
+
+def described(evaluation: EvaluationConfig) -> str:
+    """A line that says how samples were drawn; nothing where there are none."""
+    if not evaluation.temperature:
+        return ""
+    names = ("num_samples", "temperature", "top_p", "top_k")
+    return f"sampled: {', '.join(f'{name} {getattr(evaluation, name)}' for name in names)}\n"
 
 
 def begin(out: Path, settings: Mapping[str, Any]) -> TextIO:
@@ -155,21 +167,29 @@ def draw(
 ) -> None:
     """Write the records of every prompt to `path`, after those that are there; collective."""
     sampled, group = config.evaluation, parts[0].host_group
-    greedy = replace(config, evaluation=replace(sampled, num_samples=1, temperature=0.0))
+    greedy = replace(sampled, num_samples=1, temperature=0.0, top_p=1.0, top_k=0)
+    modes = {"greedy": replace(config, evaluation=greedy)}
+    if sampled.temperature:
+        modes["sampled"] = config
     batches, ends = [], [0]
-    for each in [greedy, config] if sampled.temperature else [greedy]:
+    for mode, each in modes.items():
         n = each.evaluation.num_samples
-        for start in range(0, len(prompts), size := max(1, save_every // n)):
-            batches.append((each, prompts[start : start + size]))
-            ends.append(ends[-1] + n * len(batches[-1][1]))
+        size = max(1, save_every // n)
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            said = f"{path.stem}, {mode}: {start + len(batch)} of {len(prompts)} problems"
+            batches.append((each, batch, said))
+            ends.append(ends[-1] + n * len(batch))
     num_done = merged({0: resume(path, ends)} if group.rank() == 0 else {}, group)[0]
-    for number, (each, batch) in enumerate(batches[num_done:], num_done + 1):
+    if num_done < len(batches):
+        progress(f"{path.stem}: {ends[-1] - ends[num_done]} responses to {len(prompts)} problems")
+    for number, (each, batch, said) in enumerate(batches[num_done:], num_done + 1):
         records = evaluate.evaluate(each, batch, *parts, 0)
         if group.rank() == 0:
             with path.open("ab") as file:
                 file.write(evaluate.to_jsonl(records))
                 os.fsync(file.fileno())
-            print(f"{path.stem}: {ends[number]} of {ends[-1]} responses", flush=True)
+            print(f"{said}, {ends[number]} of {ends[-1]} responses", flush=True)
 
 
 def resume(path: Path, ends: Sequence[int]) -> int:

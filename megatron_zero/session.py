@@ -233,6 +233,7 @@ class Session(AbstractContextManager):
             path = self.run_dir.evaluation(done)
             write_atomically(path.with_suffix(".jsonl"), evaluate.to_jsonl(records))
             settings = {"model": self.config.name, "step": done}
+            settings |= evaluate.sampling_settings(self.config.evaluation)
             write_atomically(path, evaluate.results_json(results, settings))
 
     def save_rollouts(

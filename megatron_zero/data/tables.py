@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_zero.config import fail
+from megatron_zero.config_data import FILE_SUFFIXES
 from megatron_zero.data.text_files import read_json_records
 
-FILE_SUFFIXES = (".parquet", ".jsonl", ".json")
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 

@@ -120,6 +120,8 @@ class VllmEngine:
                 n=1,
                 seed=request.seed,
                 temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
                 max_tokens=settings.max_tokens,
                 stop=list(settings.stop) or None,
                 stop_token_ids=self._stop_ids,

@@ -17,6 +17,7 @@ from megatron_zero.config import (
     RolloutConfig,
     RunConfig,
 )
+from megatron_zero.config_data import dataset_name
 from megatron_zero.config_io import apply_overrides, from_dict, resolve, to_dict
 
 CONFIG = RunConfig(name="a", model=ModelConfig(path="m"))
@@ -72,7 +73,7 @@ def test_every_recipe_survives_yaml_and_overrides(name, tmp_path):
 @settings(deadline=None)
 @given(
     dataset=printable_text,
-    names=st.lists(printable_text, max_size=3),
+    names=st.lists(printable_text.filter(str.strip), max_size=3, unique_by=dataset_name),
     lr=positive,
     seed=st.integers(0, 2**63),
     shuffle=st.booleans(),
