@@ -26,7 +26,14 @@ from typing import Any, Optional
 from megatron_zero.config import DataConfig, fail, replace
 from megatron_zero.data import arithmetic
 from megatron_zero.data.answers import answer_texts, question_text
-from megatron_zero.data.tables import FILE_SUFFIXES, Table, dataset_table, did_you_mean, open_table
+from megatron_zero.data.tables import (
+    FILE_SUFFIXES,
+    Table,
+    dataset_table,
+    did_you_mean,
+    open_table,
+    what_is_at,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +208,7 @@ def _locate(config: DataConfig, entry: KnownDataset, setting: str) -> tuple[Opti
         return path, entry.hub
     path = Path(name).expanduser()
     looks_local = path.suffix in FILE_SUFFIXES or name.startswith(("/", ".", "~"))
-    if name and (path.exists() or looks_local):
+    if name and (what_is_at(path, setting) or looks_local):
         return path, ""
     if name.rpartition("@")[2].count("/") != 1:
         valid = f"{', '.join(known_names())}, a file or folder, or a hub id (owner/name)"
@@ -213,7 +220,7 @@ def _local_path(data_dir: str, entry: KnownDataset) -> Optional[Path]:
     if not data_dir:
         return None
     root = Path(data_dir).expanduser()
-    if not root.is_dir():
+    if what_is_at(root, "data.data_dir") != "folder":
         fail("data.data_dir", data_dir, "no such folder")
     for file in (file + suffix for file in entry.files for suffix in (*FILE_SUFFIXES, "")):
         if (root / file).exists():

@@ -31,7 +31,7 @@ from megatron_zero.config import DocumentsConfig, fail
 from megatron_zero.data import arithmetic
 from megatron_zero.data.encoding import encode
 from megatron_zero.data.seeding import epoch_order
-from megatron_zero.data.tables import FILE_SUFFIXES, Table, open_table
+from megatron_zero.data.tables import FILE_SUFFIXES, Table, open_table, what_is_at
 from megatron_zero.data.text_files import read_text
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ def read_texts(config: DocumentsConfig) -> tuple[list[str], int]:
             something else than text.
     """
     path = Path(config.source).expanduser()
-    if path.suffix in TEXT_SUFFIXES and path.is_file():
+    kind = what_is_at(path, "documents.source")
+    if path.suffix in TEXT_SUFFIXES and kind == "file":
         return _text_file(path)
     table = _open_source(config)
     columns = [table.values(key, "documents.text_key") for key in config.text_key.split("+")]
@@ -203,7 +204,8 @@ def _text_file(path: Path) -> tuple[list[str], int]:
 
 def _open_source(config: DocumentsConfig) -> Table:
     path = Path(config.source).expanduser()
-    if not path.exists() or (path.is_file() and path.suffix not in FILE_SUFFIXES):
+    kind = what_is_at(path, "documents.source")
+    if not kind or (kind == "file" and path.suffix not in FILE_SUFFIXES):
         suffixes = ", ".join((*TEXT_SUFFIXES, *FILE_SUFFIXES))
         valid = f"a folder, or a file that exists and ends in one of {suffixes}"
         fail("documents.source", config.source, f'must be "arithmetic", {valid}')

@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_zero.config import DataConfig, DocumentsConfig, PretrainConfig, RunConfig, fail
 from megatron_zero.data.datasets import evaluation_data, is_local, read_rows
 from megatron_zero.data.documents import check_columns, read_texts
+from megatron_zero.data.tables import what_is_at
 from megatron_zero.data.templates import check_few_shot
 
 # A larger corpus is read by the ranks alone: here only its columns are checked, if that is quick.
@@ -45,8 +46,9 @@ def _check_documents(documents: DocumentsConfig) -> None:
     if documents.source == "arithmetic":
         return
     path = Path(documents.source).expanduser()
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    if sum(file.stat().st_size for file in files) > MAX_DOCUMENT_BYTES:
+    kind = what_is_at(path, "documents.source")
+    files = [path] if kind == "file" else [*path.glob("*"), *path.glob("*/*")]
+    if sum(file.stat().st_size for file in files if file.is_file()) > MAX_DOCUMENT_BYTES:
         check_columns(documents)
         return
     texts, _ = read_texts(documents)

@@ -10,6 +10,8 @@ A file that cannot be read is refused in one sentence, with its name and the row
 import bisect
 import difflib
 import itertools
+import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +103,29 @@ def _descend(value: Any, path: list[str]) -> Any:
     return value
 
 
+def what_is_at(path: Path, setting: str) -> str:
+    """ "file" or "folder", or "" where there is neither.
+
+    Raises:
+        ValueError: something is there, or may be, and cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a NUL in the name
+        return ""
+    except OSError as error:
+        fail(setting, str(path), f"cannot be read: {error.strerror}")
+    kind = ""
+    if stat.S_ISDIR(mode):
+        kind = "folder"
+    elif stat.S_ISREG(mode):
+        kind = "file"
+    needed = os.R_OK | os.X_OK if kind == "folder" else os.R_OK
+    if kind and not os.access(path, needed, effective_ids=True):
+        fail(setting, str(path), "cannot be read: Permission denied")
+    return kind
+
+
 def open_table(path: Path, split: str, setting: str) -> Table:
     """A file (`FILE_SUFFIXES`), a folder of parquet files, or one made by `save_to_disk`.
 
@@ -111,9 +136,10 @@ def open_table(path: Path, split: str, setting: str) -> Table:
     Raises:
         ValueError: nothing there that can be read, or no such split.
     """
-    if path.is_dir():
+    kind = what_is_at(path, setting)
+    if kind == "folder":
         return _open_folder(path, split, setting)
-    if not path.is_file():
+    if not kind:
         fail(setting, str(path), "no such file or folder")
     if path.suffix == ".parquet":
         return _parquet_table(str(path), [path], setting)

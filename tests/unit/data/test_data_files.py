@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import datasets as hf_datasets
@@ -310,6 +312,53 @@ def test_worked_problems_that_are_no_text(tmp_path, text, message):
     path.write_text(text)
     for read in (of_worked_problems, of_few_shot):
         assert message.format(path) in refusal(read, path)
+
+
+@pytest.fixture
+def unreadable(tmp_path_factory):
+    """A folder with things that nobody may read, seen by somebody who is not root."""
+    folder = Path(tempfile.mkdtemp())  # tmp_path lies in a folder that only its owner may enter
+    folder.chmod(0o755)
+    (folder / "r.jsonl").write_text(LINES)
+    (folder / "book.txt").write_text("text")
+    pq.write_table(pa.table({"problem": ["q"], "answer": ["1"]}), folder / "r.parquet")
+    (folder / "closed").mkdir()
+    (folder / "closed" / "r.jsonl").write_text(LINES)
+    for name in ("r.jsonl", "book.txt", "r.parquet", "closed"):
+        (folder / name).chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    yield folder
+    if is_root:
+        os.seteuid(0)
+    (folder / "closed").chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_what_may_not_be_read(unreadable):
+    for name in ("r.jsonl", "r.parquet", "closed", "closed/r.jsonl"):
+        for read, setting in READERS.items():
+            message = refusal(read, unreadable / name)
+            assert message == f"{setting}='{unreadable / name}': cannot be read: Permission denied"
+    for read in (of_documents, of_pretraining):
+        assert "book.txt': cannot be read: Permission denied" in refusal(
+            read, unreadable / "book.txt"
+        )
+    data = DataConfig(dataset="math_12k", data_dir=str(unreadable / "closed"))
+    message = refusal(check_data_files, RunConfig(name="a", model=MODEL, data=data))
+    assert message.startswith(f"data.data_dir='{unreadable}/closed': cannot be read: Permission")
+
+
+@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
+def test_a_path_that_is_none(tmp_path, read):
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    message = refusal(read, tmp_path / "loop.jsonl")
+    assert message.endswith(": cannot be read: Too many levels of symbolic links")
+    message = refusal(read, tmp_path / f"{'x' * 300}.jsonl")
+    assert message.endswith(": cannot be read: File name too long")
+    for path in (tmp_path / "none.jsonl", tmp_path / "a\0b.jsonl", "/dev/null"):
+        assert "no such file" in (text := refusal(read, path)) or "that exists and ends" in text
 
 
 # before any process is started
