@@ -26,11 +26,21 @@ from megatron_zero import evaluate
 from megatron_zero.benchmark_tables import table
 from megatron_zero.config import TEMPLATES, EvaluationConfig, RunConfig, fail, replace
 from megatron_zero.config_io import flatten
-from megatron_zero.convert.hf_dir import fingerprint, local_directory
+from megatron_zero.convert.hf_dir import fingerprint, local_directory, read_config
+from megatron_zero.convert.stored import folder_corrections
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import prompts_digest
+from megatron_zero.data.stop_tokens import (
+    check_responses_can_end,
+    describe_stop_tokens,
+    stop_token_ids,
+)
+from megatron_zero.data.templates import stop_strings
+from megatron_zero.failures import user_errors
 from megatron_zero.grading import Grader, verifier_pool
-from megatron_zero.launch_args import progress, user_errors
+from megatron_zero.hf_config import num_positions
+from megatron_zero.launch_args import progress
+from megatron_zero.model_files import check_weights_for_engine
 from megatron_zero.observability.environment import package_versions
 from megatron_zero.observability.run_dir import write_atomically
 from megatron_zero.rollout.sampler import Sampler, merged
@@ -46,24 +56,36 @@ class BenchmarkRun:
         progress("joining the other processes; prompts")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self.config, self.save_every = config, save_every
         self.group = dist.new_group(backend="gloo")
         self.plan: dict[str, tuple[RunConfig, list[Prompt]]] = {}
         with user_errors():
             self.directory = local_directory(config.model.path, "model.path", self.group)
+            check_weights_for_engine(config.model, read_config(self.directory), self.directory)
             tokenizer = load_tokenizer(config.model)
+            written = read_config(self.directory)
+            if self.group.rank() == 0:  # the engine finds out by itself, but is quiet about it
+                for note in folder_corrections(written, self.directory).notes:
+                    print(f"note: {note}", flush=True)
             hf_config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
-            num_positions = hf_config.max_position_embeddings
+            self.stop_ids = stop_token_ids(config.model, tokenizer, self.directory)
+            length = {"max_position_embeddings": hf_config.max_position_embeddings}
+            longest, _ = num_positions(written | length)
             possible = [t for t in TEMPLATES if t != "llama_instruct" or tokenizer.chat_template]
             for name in possible if every_template else [config.data.template]:
                 each = replace(config, data=replace(config.data, template=name))
-                prompts = evaluate.evaluation_prompts(each, num_positions, tokenizer)
+                prompts = evaluate.evaluation_prompts(each, longest, tokenizer)
+                check_responses_can_end(self.stop_ids, stop_strings(name), config.model)
                 self.plan[name] = each, prompts
+        if self.group.rank() == 0:
+            print(f"stop tokens: {describe_stop_tokens(self.stop_ids, tokenizer)}", flush=True)
         self.prompts = [prompt for _, prompts in self.plan.values() for prompt in prompts]
-        self.max_model_len = evaluate.max_model_len(config, self.prompts, num_positions)
+        self.max_model_len = evaluate.max_model_len(config, self.prompts, longest)
         self.settings = flatten(config) | {"templates": [*self.plan], "save_every": save_every}
         self.settings |= {"weights": fingerprint(self.directory), "versions": package_versions()}
+        self.settings |= {"stop_token_ids": list(self.stop_ids)}
         self.settings |= {"prompts": prompts_digest(self.prompts), "world_size": self.group.size()}
 
     @cached_property
@@ -74,6 +96,7 @@ class BenchmarkRun:
             str(self.directory),
             self.config.rollout,
             tokenizer=self.config.model.tokenizer or str(self.directory),
+            stop_token_ids=self.stop_ids,
             dtype=self.config.model.dtype,
             max_model_len=self.max_model_len,
             rank=self.group.rank(),

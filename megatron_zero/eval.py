@@ -12,14 +12,11 @@ from pathlib import Path
 from megatron_zero.checks import at_least, fail
 from megatron_zero.config import TEMPLATES, ModelConfig, RolloutConfig, RunConfig
 from megatron_zero.config_io import apply_overrides
+from megatron_zero.data.preflight import check_data_files
+from megatron_zero.failures import reported, user_errors
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import (
-    become_torchrun,
-    count_gpus,
-    is_launched,
-    progress,
-    user_errors,
-)
+from megatron_zero.launch_args import become_torchrun, count_gpus, is_launched, job, progress
+from megatron_zero.preflight import check_tokenizer
 
 # option -> setting, default, help; everything else is set by its dotted name
 OPTIONS = {
@@ -96,22 +93,26 @@ def newest_export(model: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command: check it and become torchrun, or, under torchrun, be one of its ranks."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    with user_errors():
-        if argv[:1] == ["--compare"] and len(argv) == 3:
-            from megatron_zero.benchmark_tables import compare
+    with reported():
+        with user_errors():
+            if argv[:1] == ["--compare"] and len(argv) == 3:
+                from megatron_zero.benchmark_tables import compare
 
-            print(compare(*map(Path, argv[1:])), end="")
-            return 0
-        args, config = parse_args(argv)
-        read_hf_config(config.model)
-        if not is_launched():
-            processes = f"{args.nproc} process{'es' if args.nproc > 1 else ''}"
-            print(f"eval: {config.model.path} -> {args.out}, {processes}", flush=True)
-            become_torchrun("megatron_zero.eval", argv, args.nproc)
-    progress("importing torch and transformers")
-    from megatron_zero.benchmark_run import BenchmarkRun
+                print(compare(*map(Path, argv[1:])), end="")
+                return 0
+            args, config = parse_args(argv)
+            read_hf_config(config.model)
+            check_tokenizer(config.model)
+            check_data_files(config)
+            if not is_launched():
+                processes = f"{args.nproc} process{'es' if args.nproc > 1 else ''}"
+                print(f"eval: {config.model.path} -> {args.out}, {processes}", flush=True)
+                become_torchrun("megatron_zero.eval", argv, args.nproc)
+        with job():
+            progress("importing torch and transformers")
+            from megatron_zero.benchmark_run import BenchmarkRun
 
-    BenchmarkRun(config, args.sweep_templates, args.save_every).run(args.out)
+            BenchmarkRun(config, args.sweep_templates, args.save_every).run(args.out)
     return 0
 
 

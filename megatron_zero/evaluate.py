@@ -26,7 +26,7 @@ from megatron_zero.data.datasets import Row, evaluation_data, load_rows
 from megatron_zero.data.prompts import build_prompts
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import derive_seed
-from megatron_zero.grading import Grader
+from megatron_zero.grading import Grader, check_golds
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.types import Prompt
@@ -42,11 +42,11 @@ def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) ->
     long prompt may have less room than `max_evaluation_tokens`.
 
     Args:
-        num_positions: the model's `max_position_embeddings`.
+        num_positions: how many the model has, see `hf_config.num_positions`.
 
     Raises:
-        ValueError: no such data set, one that is there twice under two names, or a prompt that the
-            model has no positions for.
+        ValueError: no such data set, one that is there twice under two names, a prompt that the
+            model has no positions for, or gold answers of which the verifier can read none.
     """
     prompts: list[Prompt] = []
     datasets: dict[tuple[Row, ...], str] = {}
@@ -62,6 +62,7 @@ def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) ->
         if missing := len(rows) - len(fit):
             valid = f"{missing} prompts do not fit into the model's {num_positions} positions"
             fail("evaluation.datasets", dataset, valid)
+        check_golds(fit, setting="evaluation.datasets", value=dataset)
         prompts += fit
     return prompts
 

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from megatron_zero.checks import divides, fail
 from megatron_zero.config import ParallelConfig, RunConfig
-from megatron_zero.hf_config import num_experts
+from megatron_zero.hf_config import num_experts, num_positions
 
 
 def data_parallel_size(parallel: ParallelConfig, world_size: int) -> int:
@@ -97,7 +97,8 @@ def _check_rollout_layout(
     if config.loss.balance_coef and not num_experts(hf_config):
         fail("loss.balance_coef", config.loss.balance_coef, "must be 0: the model has no experts")
     longest = config.max_sample_tokens
-    positions = hf_config.get("max_position_embeddings", longest)
-    if longest > positions:
-        path = "data.max_prompt_tokens + rollout.max_response_tokens"
-        fail(path, longest, f"must be at most the model's max_position_embeddings={positions}")
+    if "max_position_embeddings" in hf_config:
+        positions, source = num_positions(hf_config)
+        if longest > positions:
+            path = "data.max_prompt_tokens + rollout.max_response_tokens"
+            fail(path, longest, f"must be at most the model's {source}")

@@ -59,8 +59,8 @@ def test_rollout_metrics_by_hand() -> None:
         [right, graded(0.0)],
         [graded(0.0, outcome="timeout"), apply_truncation(right, True)],
     ]
-    assert "response/length_truncated" not in rollout_metrics(groups[:1], verdicts[:1])
-    metrics = rollout_metrics(groups, verdicts)
+    assert "response/length_truncated" not in rollout_metrics(groups[:1], verdicts[:1], [True])
+    metrics = rollout_metrics(groups, verdicts, [True, False])
     assert metrics["reward/mean"] == 0.25  # the truncated one is worth nothing
     assert metrics["reward/correct_frac"] == 0.5  # but was correct
     assert metrics["reward/no_signal_frac"] == 0.5
