@@ -4,7 +4,6 @@ The work is in `benchmark_run`, which every process of the job runs; docs/evalua
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from megatron_zero.config import TEMPLATES, ModelConfig, RolloutConfig, RunConfi
 from megatron_zero.config_io import apply_overrides
 from megatron_zero.data.preflight import check_data_files
 from megatron_zero.failures import reported, user_errors
-from megatron_zero.hf_config import read_hf_config
+from megatron_zero.hf_config import newest_export, read_hf_config
 from megatron_zero.launch_args import become_torchrun, count_gpus, is_launched, job, progress
 from megatron_zero.preflight import check_tokenizer
 
@@ -31,8 +30,6 @@ OPTIONS = {
     "max-problems": ("evaluation.max_prompts", "0", "of each benchmark, the first; 0: all"),
     "data-dir": ("data.data_dir", "", "folder that is looked into before the hub"),
 }
-
-_STEP = re.compile(r"step_\d{6,}")
 
 
 def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
@@ -55,7 +52,7 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     args = parser.parse_intermixed_args(list(argv))
     at_least(args, "eval", 1, "save_every", "nproc")
     model, *overrides = args.words
-    model = newest_export(model)
+    model = model_of(model)
     given = [f"{path}={getattr(args, path)}" for path, _, _ in OPTIONS.values()]
     given += ["data.template=few_shot"] * bool(getattr(args, "data.few_shot"))
     rollout = RolloutConfig(gpu_memory_utilization=0.9)  # nothing else is on the GPU
@@ -66,28 +63,21 @@ def parse_args(argv: Sequence[str]) -> tuple[argparse.Namespace, RunConfig]:
     return args, config
 
 
-def newest_export(model: str) -> str:
-    """`model`, but of a run directory, or its folder `hf`, the newest model in it.
+def model_of(path: str) -> str:
+    """`path`, but of a run directory, or its folder `hf`, the newest model in it.
 
     Raises:
         ValueError: a run that has exported none.
     """
-    path = Path(model).expanduser()
-    if (path / "config.json").exists() or not path.is_dir():
-        return model
-    is_run = (path / "config.yaml").exists()
-    folder = path / "hf" if is_run else path
-    exports = []
-    for export in folder.glob("step_*"):
-        if _STEP.fullmatch(export.name) and (export / "config.json").exists():
-            exports.append(export)
-    if exports:
-        return str(max(exports, key=lambda export: int(export.name.removeprefix("step_"))))
-    if is_run:
+    folder = Path(path).expanduser()
+    if (folder / "config.json").exists():
+        return path
+    export = newest_export(folder)
+    if export is None and (folder / "config.yaml").exists():
         valid = "a run without a model in hf/; tools/convert/megatron_to_hf.py makes one of a "
         valid += "folder in its checkpoints/"
-        fail("model.path", model, valid)
-    return model
+        fail("model.path", path, valid)
+    return str(export or path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

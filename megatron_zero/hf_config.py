@@ -24,6 +24,7 @@ MODEL_TYPES += ("qwen2", "qwen3", "qwen3_moe")
 _REQUIRED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")
 _REQUIRED += ("num_attention_heads", "vocab_size")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_STEP = re.compile(r"step_(\d{6,})")  # an export of a run
 
 
 _PICKLED = "pickled weights are not read: load and save them with transformers"
@@ -51,7 +52,9 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
         return _made_config(model)
     path = local_folder("model.path", model.path, ["config.json"]) / "config.json"
     if not path.is_file():
-        fail("model.path", model.path, f"{path.parent} has no config.json")
+        export = newest_export(path.parent)
+        hint = f"; did you mean {export}?" if export else ""
+        fail("model.path", model.path, f"{path.parent} has no config.json{hint}")
     try:
         hf_config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -60,6 +63,17 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
     if missing:
         fail("model.path", model.path, f"{path} must have {', '.join(missing)}")
     return hf_config
+
+
+def newest_export(folder: Path) -> Path | None:
+    """The model of the last step in a run directory, or in its folder `hf`; None: there is none."""
+    is_run = (folder / "config.yaml").exists()
+    newest, newest_step = None, -1
+    for export in (folder / "hf" if is_run else folder).glob("step_*"):
+        named = _STEP.fullmatch(export.name)
+        if named and int(named[1]) > newest_step and (export / "config.json").exists():
+            newest, newest_step = export, int(named[1])
+    return newest
 
 
 def check_model_type(hf_config: dict[str, Any], path: str) -> None:

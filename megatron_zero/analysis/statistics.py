@@ -72,13 +72,15 @@ def majority_at_k(classes: Sequence[tuple[int, int]], num_silent: int, k: int) -
 def _wins(size: int, others: tuple[int, ...], num_silent: int, k: int) -> Fraction:
     """Chance that a class of `size` wins the vote of k samples, a tie among t won by 1 / t.
 
-    For each number of votes that it may get, the choices of the other samples are counted class by
-    class, none with more votes.
+    For each number of votes that it may get, the choices of the other samples are counted: class by
+    class where one could have as many votes, all at once where none could.
     """
     won = Fraction(0)
     for votes in range(1, min(size, k) + 1):
-        choices = {(0, 1): math.comb(size, votes)}  # (chosen of others, tied) -> how many ways
-        for other in others:
+        rivals = [other for other in others if other >= votes]
+        num_harmless = num_silent + sum(others) - sum(rivals)
+        choices = {(0, 1): math.comb(size, votes)}  # (chosen of rivals, tied) -> how many ways
+        for other in rivals:
             longer: Counter[tuple[int, int]] = Counter()
             for (chosen, tied), ways in choices.items():
                 for more in range(min(other, votes, k - votes - chosen) + 1):
@@ -86,7 +88,7 @@ def _wins(size: int, others: tuple[int, ...], num_silent: int, k: int) -> Fracti
                     longer[state] += ways * math.comb(other, more)
             choices = longer
         for (chosen, tied), ways in choices.items():
-            won += Fraction(ways * math.comb(num_silent, k - votes - chosen), tied)
+            won += Fraction(ways * math.comb(num_harmless, k - votes - chosen), tied)
     num_samples = size + sum(others) + num_silent
     return won / math.comb(num_samples, k)
 

@@ -109,6 +109,14 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
     assert {name: records[2][name] for name in weights} == pytest.approx(weights, abs=1e-6)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
     (held_out,) = (mode["arithmetic_heldout"] for mode in evaluation["results"].values())
+    how = {n: v for n, v in evaluation["settings"].items() if n.startswith("evaluation.")}
+    assert how == {
+        "evaluation.num_samples": 2,
+        "evaluation.temperature": 1.0,
+        "evaluation.top_p": 1.0,
+        "evaluation.top_k": 0,
+    }
+    assert set(held_out["at_k"]) == {"maj@2", "pass@2"}
     assert len(held_out["problems"]) == 13  # pairs of 1..9 that are held out
     value, low, high = held_out["metrics"]["accuracy"]
     assert low <= value <= high and value == records[4]["eval/arithmetic_heldout/accuracy"]

@@ -44,6 +44,7 @@ PLACEHOLDERS = [
     (r"<this file>", "runs/quickstart/config.yaml"),
     (r"<another name>", "another"),
     (r"<hf dir or id>", "Qwen/Qwen2.5-Math-7B"),
+    (r"<torchrun's options>", ""),
     (r"<command>", "train"),
     (r"<what>", "bias"),
     (r"\[key=value \.\.\.\]|\[options\]", ""),
@@ -84,7 +85,7 @@ def code_of_module(text: str) -> "list[str]":
     """Lines of the module's docstring, and inline code in it."""
     docstring = ast.get_docstring(ast.parse(text)) or ""
     spans = [span[1] for span in re.finditer(r"`([^`\n]+)`", docstring)]
-    lines = [line.strip() for line in docstring.splitlines()]
+    lines = [line.strip() for line in re.sub(r" *\\\n +", " ", docstring).splitlines()]
     return [line for line in lines if not line.startswith("make ")] + spans  # "make" is a word
 
 

@@ -13,6 +13,7 @@ from megatron_zero.benchmark_tables import compare, table
 from megatron_zero.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig
 from megatron_zero.config_data import dataset_name
 from megatron_zero.data.arithmetic import build_character_tokenizer
+from megatron_zero.hf_config import read_hf_config
 
 
 def record(benchmark: str, index: int, correct: bool, **changes: object) -> evaluate.Record:
@@ -244,7 +245,7 @@ def test_the_command_line_makes_a_checked_configuration(tmp_path):
 def test_a_data_set_counts_once(datasets, message):
     with pytest.raises(ValueError, match=r"evaluation\.datasets=.*" + message):
         EvaluationConfig(datasets=datasets)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"evaluation\.datasets="):
         eval_command.parse_args(["model", "--out", "x", "--benchmarks", ",".join(datasets)])
 
 
@@ -291,7 +292,10 @@ def test_a_run_directory_stands_for_its_newest_model(tmp_path):
     newest = str(run / "hf" / "step_1000000")
     for given in (run, run / "hf", newest):
         assert eval_command.parse_args([str(given), "--out", "x"])[1].model.path == newest
-    assert eval_command.newest_export("Qwen/Qwen2.5-Math-7B") == "Qwen/Qwen2.5-Math-7B"
+    assert eval_command.model_of("Qwen/Qwen2.5-Math-7B") == "Qwen/Qwen2.5-Math-7B"
+    # training begins with a model that is named
+    with pytest.raises(ValueError, match=r"run has no config.json; did you mean .*step_1000000\?"):
+        read_hf_config(ModelConfig(path=str(run)))
 
 
 def test_no_problem_is_left_out_of_a_benchmark(tmp_path):
