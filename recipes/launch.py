@@ -24,7 +24,12 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-import nemo_run as run
+try:
+    import nemo_run as run
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {missing}: pip install '.[launch]', or launch-only without torch")
 from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.config import get_nemorun_home
