@@ -12,13 +12,16 @@ mistake is reported in less time than importing torch takes.
 
 import argparse
 import functools
+import gc
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_zero.checks import UserError
 from megatron_zero.config import replace
@@ -174,18 +177,18 @@ def job() -> Iterator[None]:
 
     Alone, in a notebook or as `python -m megatron_zero.train`, this process is rank 0 of 1 at a
     port of its own that the system chose. The variables that others read it from are there for as
-    long as the run, so that what is started later does not take itself for a part of it; the
-    process group stays, for the next run.
+    long as the run, so that what is started later does not take itself for a part of it.
     """
     hush(on_gpu=count_gpus() > 0)
     if is_launched():
         yield
         return
     before = {name: os.environ.get(name) for name in JOB_VARIABLES}
-    os.environ.update(_job_of_one())
+    os.environ.update(_join_alone())
     try:
         yield
     finally:
+        gc.collect()  # an engine leaves the process group when it is collected: not in the next run
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -193,18 +196,26 @@ def job() -> Iterator[None]:
                 os.environ[name] = value
 
 
-@functools.cache
-def _job_of_one() -> dict[str, str]:
-    """Make this process a job, once; the variables that torchrun would have set."""
+def _join_alone() -> dict[str, str]:
+    """Make this process a job of one; the variables that torchrun would have set."""
     import torch
     import torch.distributed as dist
 
-    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    store = _own_store()
     if not dist.is_initialized():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        own_keys = dist.PrefixStore(uuid.uuid4().hex, store)  # of this group, not an earlier one
+        dist.init_process_group(backend, store=own_keys, rank=0, world_size=1)
     numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     return numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+
+
+@functools.cache
+def _own_store() -> Any:
+    """The store of a job of one; it listens at a port that was free."""
+    import torch.distributed as dist
+
+    return dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
 
 
 def node_size() -> int:

@@ -18,6 +18,7 @@ from megatron_zero.hf_config import check_model_type, local_folder, read_hf_conf
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 _FAST_TOKENIZER = "tokenizer.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_METADATA = "__metadata__"
 _CONVERTED = (".metadata", "metadata.json")  # of a Megatron checkpoint
 
 
@@ -59,10 +60,16 @@ def check_tokenizer(model: ModelConfig) -> None:
         fail(setting, value, valid)
     path = folder / _FAST_TOKENIZER
     if path.is_file():
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            fail(setting, value, f"{path} cannot be read: {error}")
+        _check_fast_tokenizer(path, setting, value)
+
+
+def _check_fast_tokenizer(path: Path, setting: str, value: str) -> None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fail(setting, value, f"{path} cannot be read: {error}")
+    if not isinstance(content, dict) or not {"model", "added_tokens"} <= content.keys():
+        fail(setting, value, f"{path} is no tokenizer: it must have model and added_tokens")
 
 
 def _local(path: str) -> Optional[Path]:
@@ -72,17 +79,35 @@ def _local(path: str) -> Optional[Path]:
 
 
 def _check_weights(folder: Path, path: str) -> None:
-    """Whether the files are there that the weights must be in."""
-    if all((folder / name).is_file() for name in _CONVERTED) or (folder / _WEIGHTS).is_file():
+    """Whether the files are there that the weights must be in, and as long as they say."""
+    if all((folder / name).is_file() for name in _CONVERTED):
         return
-    index = folder / _INDEX
-    if not index.is_file():
-        valid = f"holds no weights: neither {_WEIGHTS}, nor {_INDEX}, nor a converted checkpoint"
-        fail("model.path", path, valid)
-    try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        fail("model.path", path, f"{index} is not an index of safetensors files: {error!r}")
+    files, index = {_WEIGHTS}, folder / _INDEX
+    if not (folder / _WEIGHTS).is_file():
+        if not index.is_file():
+            valid = f"holds no weights: no {_WEIGHTS}, no {_INDEX}, no converted checkpoint"
+            fail("model.path", path, valid)
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            fail("model.path", path, f"{index} is not an index of safetensors files: {error!r}")
     missing = sorted(name for name in files if not (folder / str(name)).is_file())
     if missing:
         fail("model.path", path, f"lacks {', '.join(missing[:5])}, which {_INDEX} names")
+    for name in sorted(files):
+        _check_length(folder / name, path)
+
+
+def _check_length(file: Path, path: str) -> None:
+    """Compare a safetensors file with its header: 8 bytes of the header's length, it, the data."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            start = 8 + int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(start - 8)) if 8 < start <= size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != _METADATA]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        fail("model.path", path, f"{file} is damaged: its header cannot be read: {error!r}")
+    if not ends or start + max(ends) != size:
+        what = f"{size} bytes, and {start + max(ends)} by its header" if ends else "no tensors"
+        fail("model.path", path, f"{file} is damaged or not complete: {what}")

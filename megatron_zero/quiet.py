@@ -26,12 +26,28 @@ class Known:
 _NO_KERNELS = "there is no GPU: the report at start says `layers local` and the optimizer's class"
 _NO_TRITON = "Triton is for GPUs, and there is none"
 _CHOSEN = "we choose that, see rollout.vllm_engine"
+_THEIRS = "a call within the package, by its old name"
 _SPEED = "about an optional library; nothing is wrong"
 
 # Python warnings, by the module that warns.
 WARNINGS_WITHOUT_GPU = (
     Known(r"megatron\.core\.", "Transformer Engine and Apex are not installed", _NO_KERNELS),
     Known(r"megatron\.core\.", "Apex is not installed", _NO_KERNELS),
+    Known(
+        r"megatron\.core\.tensor_parallel\.layers",
+        "When using async grad allreduce it is recommended to set the environment",
+        "the variable is CUDA's",
+    ),
+)
+WARNINGS = (
+    # torch renames functions that Megatron and vLLM call: theirs to follow
+    Known(r"(megatron\.core|torch\.distributed|vllm)\.", r"`[\w.]+` is deprecated", _THEIRS),
+    Known(r"megatron\.core\.transformer\.transformer_config", "full scope is deprecated", _THEIRS),
+    Known(
+        r"megatron\.core\.optimizer\.optimizer",
+        r"The \.grad attribute of a Tensor that is not a leaf",
+        "Megatron asks each shard of a parameter for its gradient; those that have one are found",
+    ),
 )
 
 # Messages of loggers.
@@ -61,6 +77,16 @@ LOGGED = (
         "RotaryEmbedding: Failed to load weights",
         "it has none, only a table that is computed; the sync checks that nothing else is missing",
     ),
+    Known(
+        "vllm.triton_utils.dispatcher",
+        r"Kernel [\w.]+ is already registered",
+        "the second engine of a process registers what the first one did",
+    ),
+    Known(
+        "vllm.platforms.interface",
+        "Unknown vLLM environment variable detected: VLLM_DIST_IDENT",
+        "vLLM has set it itself, for the first engine of the process",
+    ),
 )
 # torchrun's own report, where `torchrun` of ours makes one.
 AGENT = (
@@ -76,7 +102,7 @@ _REGEX_ALARM = re.compile(r"The tokenizer you are loading from '(.*)' with an in
 @functools.cache
 def hush(*, on_gpu: bool) -> None:
     """Drop what the tables list, from now on; before the packages are imported."""
-    for known in () if on_gpu else WARNINGS_WITHOUT_GPU:
+    for known in WARNINGS if on_gpu else (*WARNINGS, *WARNINGS_WITHOUT_GPU):
         warnings.filterwarnings("ignore", known.begins, module=known.source)
     for known in LOGGED if on_gpu else (*LOGGED, *LOGGED_WITHOUT_GPU):
         logging.getLogger(known.source).addFilter(_passes_unless(known))

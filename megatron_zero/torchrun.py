@@ -46,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _report_meeting(error: RendezvousError, args: argparse.Namespace) -> int:
+    """Of nodes that did not come together, or lost one another before the ranks started."""
+    what = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    if isinstance(error, RendezvousTimeoutError):
+        what = "not all of them came in time (--rdzv-conf join_timeout)"
+    _print(f"error: the job's {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {what}")
+    return CRASH
+
+
 def report(failures: Mapping[int, ProcessFailure]) -> int:
     """Say why the job failed, the cause last.
 
@@ -74,14 +83,19 @@ def report(failures: Mapping[int, ProcessFailure]) -> int:
         for told in crashes[1:]:
             _print(f"afterwards rank {told.rank} on {told.host}: {told.sentence}")
     killed = _killed(failures, crashes)
-    if killed:  # Python had no chance to speak: what other ranks said is what followed
-        _print(f"error: {', '.join(killed)}")
-        return CRASH
-    if crashes:
+    exits = {rank: f.exitcode for rank, f in failures.items() if f.exitcode > 0}
+    for told in crashes:
+        exits.pop(told.rank, None)
+    silent = killed + [f"rank {rank} ended with status {exits[rank]}" for rank in sorted(exits)]
+    if killed or not crashes:  # Python had no chance to speak: what other ranks said followed
+        _print(f"error: {', '.join(silent) or 'SIGTERM to the ranks, not from torchrun'}")
+    else:
         first = crashes[0]
-        _print(f"error: rank {first.rank} on {first.host}: {first.sentence}")
-        return CRASH
-    return _report_exits(failures)
+        words = [f"rank {first.rank} on {first.host}: {first.sentence}", *silent]
+        _print(f"error: {'; '.join(words)}")
+    if not crashes and not killed and set(exits.values()) == {MISTAKE}:
+        return MISTAKE  # options that do not exist: the parser has said so
+    return CRASH
 
 
 def _killed(failures: Mapping[int, ProcessFailure], crashes: Sequence[Failure]) -> list[str]:
@@ -96,26 +110,6 @@ def _killed(failures: Mapping[int, ProcessFailure], crashes: Sequence[Failure]) 
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             found.append(f"rank {rank} was ended by {name}{hint}")
     return found
-
-
-def _report_exits(failures: Mapping[int, ProcessFailure]) -> int:
-    """Of ranks that ended by themselves and left no word, such as a parser of options."""
-    statuses = {rank: f.exitcode for rank, f in sorted(failures.items()) if f.exitcode > 0}
-    if not statuses:
-        _print("error: the ranks were ended by SIGTERM, not by torchrun")
-        return CRASH
-    rank, status = next(iter(statuses.items()))
-    _print(f"error: rank {rank} ended with status {status}; what it said is above")
-    return MISTAKE if set(statuses.values()) == {MISTAKE} else CRASH
-
-
-def _report_meeting(error: RendezvousError, args: argparse.Namespace) -> int:
-    """Of nodes that did not come together, or lost one another before the ranks started."""
-    what = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-    if isinstance(error, RendezvousTimeoutError):
-        what = "not all of them came in time (--rdzv-conf join_timeout)"
-    _print(f"error: the job's {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {what}")
-    return CRASH
 
 
 def _print(text: str) -> None:

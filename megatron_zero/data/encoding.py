@@ -28,7 +28,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     try:
         # without the last argument it may ask a question, and wait for the answer
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         fail(f"model.{name}", path, f"transformers cannot read a tokenizer there: {reason}")
 

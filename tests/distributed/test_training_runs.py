@@ -24,6 +24,16 @@ OVERRIDES = [
     "rollout.max_rounds=2",  # groups without signal are replaced
     *(f"data.arithmetic.{setting}" for setting in EASY),
 ]
+# How the lines begin that a start prints: seconds and phase, the objective, the report.
+OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "truncated")
+START = (
+    "[",
+    "objective:",
+    "layout:",
+    "kernels:",
+    "run directory:",
+    *(f"  {x} " for x in OBJECTIVE),
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +148,16 @@ def test_a_finished_run_is_not_overwritten(trained: dict[str, Path]) -> None:
 
 
 def test_a_bound_on_the_mismatch_stops_the_run(base: Path) -> None:
+    """As one process without torchrun; also what a start prints, and a crash at its end."""
     directory = base.parent / "stopped"
-    words = [*CLI, "train", "quickstart", f"model.path={base}/hf/step_000070", *OVERRIDES]
-    words += ["mismatch.max_kl=1e-300", "evaluation.datasets=", "--run-dir", str(directory)]
-    output = run([*words, "--nproc", "1"], expect_status=1)
+    words = [sys.executable, "-m", "megatron_zero.train", "quickstart", *OVERRIDES]
+    words += [f"model.path={base}/hf/step_000070", "mismatch.max_kl=1e-300"]
+    words += ["evaluation.datasets=", "--run-dir", str(directory)]
+    output = run(words, expect_status=1, show_warnings=True)
     assert "engine and policy disagree" in output and "nothing was updated" in output
     assert read_metrics(directory / "metrics.jsonl") == []
+    start, crash = output.split("Traceback (most recent call last):\n", 1)
+    for line in start.splitlines():  # nothing but our own
+        assert line.startswith(START), line
+    last = crash.splitlines()[-1]
+    assert last.startswith("error: RuntimeError: step 0: engine and policy disagree")
