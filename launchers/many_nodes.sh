@@ -14,6 +14,7 @@
 #   LOG_DIR         stdout and stderr of every rank; the console has the first rank of each node
 #   COMMAND         train or pretrain
 #   HEAD_TIMEOUT_S  how long a node waits until the head node is there (45)
+#   JOIN_TIMEOUT_S  how long the nodes wait until all of them are there (600)
 #   STORAGE         folder that outlives the job: a relative runs_dir is one of it, and a run that
 #                   would write elsewhere is refused
 #

@@ -46,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _report_meeting(error: RendezvousError, args: argparse.Namespace) -> int:
+    """Of nodes that did not come together, or lost one another before the ranks started."""
+    what = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    if isinstance(error, RendezvousTimeoutError):
+        what = "not all of them came in time (--rdzv-conf join_timeout)"
+    _print(f"error: the job's {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {what}")
+    return CRASH
+
+
 def report(failures: Mapping[int, ProcessFailure]) -> int:
     """Say why the job failed, the cause last.
 
@@ -101,15 +110,6 @@ def _killed(failures: Mapping[int, ProcessFailure], crashes: Sequence[Failure]) 
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             found.append(f"rank {rank} was ended by {name}{hint}")
     return found
-
-
-def _report_meeting(error: RendezvousError, args: argparse.Namespace) -> int:
-    """Of nodes that did not come together, or lost one another before the ranks started."""
-    what = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
-    if isinstance(error, RendezvousTimeoutError):
-        what = "not all of them came in time (--rdzv-conf join_timeout)"
-    _print(f"error: the job's {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {what}")
-    return CRASH
 
 
 def _print(text: str) -> None:

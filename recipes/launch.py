@@ -18,19 +18,28 @@ live beside vLLM, and with 0.11, which cannot (extra `launch-only`). Where nemo-
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-import nemo_run as run
+try:
+    import nemo_run as run
+except ModuleNotFoundError as missing:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"error: {missing}: pip install '.[launch]', or launch-only without torch")
 from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_cli_args
 from nemo_run.config import get_nemorun_home
 
 from megatron_zero.config import PretrainConfig, RunConfig
-from megatron_zero.config_io import kind_of, resolve
-from megatron_zero.failures import user_errors
+from megatron_zero.config_io import Config, kind_of, resolve
+from megatron_zero.failures import reported, user_errors
+from megatron_zero.hf_config import read_hf_config
+from megatron_zero.launch_args import check_once_per_node, node_size, world_size
+from megatron_zero.layout import check_layout
 from recipes import EXPERIMENTS, RECIPES
 from recipes.hardware import Hardware
 from recipes.jobs import Job, environment_of, jobs_of, mounts_of, storage_of
@@ -216,17 +225,30 @@ class RecipeContext(RunContext):
 @run.cli.entrypoint(namespace="megatron_zero", run_ctx_cls=RecipeContext)
 def train(config: RunConfig, resume: bool = False) -> None:
     """`nemo megatron_zero train config=quickstart config.num_steps=3`: one run."""
-    from megatron_zero import train as program
+    with checked(config):
+        from megatron_zero import train as program
 
-    program.train(config, resume=resume)
+        program.train(config, resume=resume)
 
 
 @run.cli.entrypoint(namespace="megatron_zero", run_ctx_cls=RecipeContext)
 def pretrain(config: PretrainConfig, resume: bool = False) -> None:
     """`nemo megatron_zero pretrain config=quickstart_base`: a next-token run."""
-    from megatron_zero import pretrain as program
+    with checked(config):
+        from megatron_zero import pretrain as program
 
-    program.pretrain(config, resume=resume)
+        program.pretrain(config, resume=resume)
+
+
+@contextmanager
+def checked(config: Config) -> "Iterator[None]":
+    """Around a run: what can be wrong with it is checked and reported as `megatron-zero` does."""
+    with reported():
+        with user_errors():
+            hf_config = read_hf_config(config.model)
+            check_layout(config, hf_config, world_size(), node_size())
+            check_once_per_node(config)
+        yield
 
 
 def as_run_config(section: Any) -> Any:

@@ -175,6 +175,8 @@ def test_a_pod_writes_where_its_volume_is_mounted(
     for path in (config.run_dir, environment["LOG_DIR"], environment["HF_HOME"]):
         assert Path(path).is_relative_to(mount)
     assert environment["STORAGE"] == mount
+    resource = "nvidia.com/gpu" if job.hardware.memory_gib else "cpu"
+    assert container["resources"]["limits"] == {resource: job.hardware.gpus_per_node}
     assert "--resume" in container["args"]
     if kind == "train" and recipe != "quickstart":
         assert Path(config.data.data_dir).is_relative_to(mount)
@@ -383,6 +385,16 @@ def test_what_a_scheduler_refuses_is_no_traceback(launch, capfd, tmp_path, monke
     said, last = capfd.readouterr().err.splitlines()
     assert said == "no cloud is set up" and last.endswith("ended with status 3")
     assert last.startswith("error: qwen2_5_math_7b: `sky jobs launch")
+
+
+def test_without_nemo_run_the_cure_is_named(tmp_path: Path) -> None:
+    (tmp_path / "nemo_run.py").write_text("raise ModuleNotFoundError('No module named nemo_run')")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "recipes.launch", "quickstart"]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: No module named nemo_run: pip install '.[launch]'")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_commands_of_the_docstring_are_valid(launch) -> None:

@@ -178,3 +178,13 @@ def test_many_nodes_names_a_port_that_is_in_use(port_in_use: int) -> None:
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith(f"error: RDZV_PORT={port_in_use}: something that is not torchr")
     assert result.stderr.count("\n") == 1
+
+
+def test_nodes_that_do_not_come_are_told_of(free_port: int) -> None:
+    settings = {"NNODES": "2", "HEAD_NODE": "127.0.0.1", "RDZV_PORT": str(free_port)}
+    result = start("many_nodes.sh", TINY, **settings, NPROC_PER_NODE="1", JOIN_TIMEOUT_S="1")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    where = f"error: the job's 2 nodes did not meet at 127.0.0.1:{free_port}"
+    assert last.startswith(f"{where}: not all of them came in time")
+    assert "Traceback" not in result.stderr
