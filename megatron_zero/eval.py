@@ -12,7 +12,14 @@ from megatron_zero.checks import at_least
 from megatron_zero.config import TEMPLATES, ModelConfig, RolloutConfig, RunConfig
 from megatron_zero.config_io import apply_overrides
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import become_torchrun, count_gpus, is_launched, user_errors
+from megatron_zero.launch_args import (
+    become_torchrun,
+    count_gpus,
+    is_launched,
+    user_errors,
+    world_size,
+)
+from megatron_zero.layout import check_cpu_engine, check_engine_layout
 
 # option -> setting, default, help; everything else is set by its dotted name
 OPTIONS = {
@@ -64,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(compare(*map(Path, argv[1:])), end="")
             return 0
         args, config = parse_args(argv)
-        read_hf_config(config.model)
+        hf_config = read_hf_config(config.model)
+        num_processes = world_size() if is_launched() else args.nproc
+        check_engine_layout(config.rollout, hf_config, num_processes, num_processes)
+        if not count_gpus():
+            check_cpu_engine(config.model, hf_config)
         if not is_launched():
             become_torchrun("megatron_zero.eval", argv, args.nproc)
     from megatron_zero.benchmark_run import BenchmarkRun

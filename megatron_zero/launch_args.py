@@ -21,7 +21,7 @@ from pathlib import Path
 from megatron_zero.config import replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.layout import check_layout
+from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
 
 COMMANDS = {
@@ -102,7 +102,10 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
     """
     with user_errors():
         args = parse_args(kind, sys.argv[1:] if argv is None else argv)
-        check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
+        hf_config = read_hf_config(args.config.model)
+        check_layout(args.config, hf_config, world_size(), node_size())
+        if kind == "train" and not count_gpus():
+            check_cpu_engine(args.config.model, hf_config)
     progress("importing torch")
     run(args.config, resume=args.resume)
 
