@@ -19,7 +19,10 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSettings:
-    """How responses are drawn and when they end: EOS, a stop string (kept), or the length."""
+    """How responses are drawn and when they end: a stop string (kept), or the length.
+
+    Or a stop token of the model, which the engine was given.
+    """
 
     max_tokens: int
     temperature: float = 1.0  # 0: greedy
