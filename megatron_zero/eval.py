@@ -14,7 +14,15 @@ from megatron_zero.config_io import apply_overrides
 from megatron_zero.data.preflight import check_data_files
 from megatron_zero.failures import reported, user_errors
 from megatron_zero.hf_config import newest_export, read_hf_config
-from megatron_zero.launch_args import become_torchrun, count_gpus, is_launched, job, progress
+from megatron_zero.launch_args import (
+    become_torchrun,
+    count_gpus,
+    is_launched,
+    job,
+    progress,
+    world_size,
+)
+from megatron_zero.layout import check_cpu_engine, check_engine_layout
 from megatron_zero.preflight import check_tokenizer
 
 # option -> setting, default, help; everything else is set by its dotted name
@@ -91,7 +99,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(compare(*map(Path, argv[1:])), end="")
                 return 0
             args, config = parse_args(argv)
-            read_hf_config(config.model)
+            hf_config = read_hf_config(config.model)
+            num_processes = world_size() if is_launched() else args.nproc
+            check_engine_layout(config.rollout, hf_config, num_processes, num_processes)
+            if not count_gpus():
+                check_cpu_engine(config.model, hf_config)
             check_tokenizer(config.model)
             check_data_files(config)
             if not is_launched():

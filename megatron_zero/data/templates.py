@@ -84,7 +84,7 @@ def _worked_problems(few_shot: str) -> str:
 
 
 def stop_strings(name: str) -> tuple[str, ...]:
-    """Strings that end a response, besides EOS. They stay in the response: trained on.
+    """Strings that end a response, besides `stop_tokens`. They stay in the response: trained on.
 
     Raises:
         ValueError: `name` is not in `config.TEMPLATES`.

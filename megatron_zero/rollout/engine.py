@@ -19,10 +19,11 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSettings:
-    """How responses are drawn and when they end: EOS, a stop string (kept), or the length.
+    """How responses are drawn and when they end: a stop string (kept), or the length.
 
-    Training draws from all tokens, so that the engine's logprobs are the policy's; evaluations may
-    leave out unlikely ones. Nothing that a model's own files recommend for sampling is taken.
+    Or a stop token of the model, which the engine was given. Training draws from all tokens, so
+    that the engine's logprobs are the policy's; evaluations may leave out unlikely ones. Nothing
+    that a model's own files recommend for sampling is taken.
     """
 
     max_tokens: int

@@ -6,9 +6,11 @@ For each policy layout: push the weights, sample, and compare the engine's logpr
 samples with the policy's; then change every weight, push again and compare again.
 """
 
+import functools
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,77 @@ def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, objec
     }
 
 
+def kernel_takes(call: Callable[[], None]) -> bool:
+    """Whether one of vLLM's kernels is built for what it is called with."""
+    try:
+        call()
+    except RuntimeError as error:
+        assert "nsupported" in str(error), error
+        return False
+    return True
+
+
+def attend(size: int, dtype: torch.dtype) -> None:
+    """Store one token's key and value with vLLM's CPU attention and attend to it."""
+    from vllm import _custom_ops as ops
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    cache = torch.zeros(1, 1, 256, size, dtype=dtype).chunk(2, dim=2)
+    token, isa = torch.zeros(1, 1, size, dtype=dtype), _get_attn_isa(dtype, 128, size)
+    ops.cpu_attn_reshape_and_cache(token, token, *cache, torch.tensor([0]), isa)
+    block, start, length = (
+        torch.tensor(value, dtype=torch.int32) for value in ([[0]], [0, 1], [1])
+    )
+    plan = ops.cpu_attn_get_scheduler_metadata(
+        1, 1, 1, size, length, dtype, start, True, -1, isa, True
+    )
+    ops.cpu_attention_with_kv_cache(
+        query=token,
+        key_cache=cache[0],
+        value_cache=cache[1],
+        output=torch.zeros_like(token),
+        query_start_loc=start,
+        seq_lens=length,
+        scale=1.0,
+        causal=True,
+        alibi_slopes=None,
+        sliding_window=-1,
+        block_table=block,
+        softcap=0,
+        scheduler_metadata=plan,
+        s_aux=None,
+    )
+
+
+def head_dims_of_the_kernels() -> list[int]:
+    """Sizes of heads that vLLM's CPU attention takes."""
+    found = []
+    for size in range(8, 577, 8):
+        taken = [kernel_takes(lambda: attend(size, t)) for t in (torch.float32, torch.bfloat16)]  # noqa: B023
+        assert taken[0] == taken[1]
+        if taken[0]:
+            found.append(size)
+    return found
+
+
+def latent_sizes_of_the_kernels() -> list[list[int]]:
+    """Rank and rotary size for which there is a decoding kernel."""
+    from vllm import _custom_ops as ops
+
+    block, length = (torch.tensor(value, dtype=torch.int32) for value in ([[0]], [1]))
+    found = []
+    for rank in range(64, 577, 32):
+        for rope in range(0, 129, 16):
+            query, cache = torch.zeros(1, 1, rank + rope), torch.zeros(1, 16, rank + rope)
+            out = torch.zeros(1, 1, rank)
+            call = functools.partial(
+                ops.mla_decode_kvcache_cpu, out, query, cache, 1.0, block, length
+            )
+            if kernel_takes(call):
+                found.append([rank, rope])
+    return found
+
+
 def main() -> None:
     engine_tp, out, hf_config = int(sys.argv[1]), sys.argv[2], model_config(sys.argv[3:])
     topology = initialize(ParallelConfig(), seed=0)
@@ -108,7 +181,10 @@ def main() -> None:
         rank=topology.rank,
         world_size=topology.world_size,
     )
-    results: dict[str, object] = {}
+    results: dict[str, object] = {
+        "head_dims": head_dims_of_the_kernels(),
+        "latent sizes": latent_sizes_of_the_kernels(),
+    }
     try:
         engine.generate([], SETTINGS)
     except RuntimeError as error:

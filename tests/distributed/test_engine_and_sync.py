@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from megatron_zero.layout import CPU_HEAD_DIMS, CPU_LATENT_SIZES
 from tests.distributed.engine_worker import LAYOUTS, STOP_IDS
 from tests.launch import REPOSITORY, torchrun
 from tests.tiny import MAX_RESPONSE
@@ -55,6 +56,11 @@ def test_every_stop_token_of_the_model_ends_a_response(results) -> None:
             assert not truncated or len(tokens) == MAX_RESPONSE
             ends.add(tokens[-1])
     assert len(ends & set(STOP_IDS[1:])) >= 3
+
+
+def test_the_sizes_that_are_refused_are_those_that_the_kernels_lack(results) -> None:
+    assert tuple(results["head_dims"]) == CPU_HEAD_DIMS
+    assert results["latent sizes"] == [list(CPU_LATENT_SIZES.values())]
 
 
 def test_nothing_is_generated_without_weights_or_under_another_version(results) -> None:
