@@ -246,7 +246,9 @@ class Session(AbstractContextManager):
         """Last evaluation, checkpoint and HF export, and the run in two tables."""
         done = self.config.num_steps
         if done not in self._evaluated:
+            progress("last evaluation")
             self.evaluate(done)
+        progress("last checkpoint")
         self.save_checkpoint(done)
         if self.config.checkpoint.save_hf:
             self.engine.sleep()
