@@ -29,10 +29,11 @@ FILE is one of
 _JUDGE = """\
 A judge is any model behind an OpenAI-compatible endpoint, for instance
   vllm serve Qwen/Qwen2.5-7B-Instruct --max-model-len 16384
-Its replies are kept in OUT/{name}.replies.jsonl; what is in there is not asked again. A key is
-taken from OPENAI_API_KEY."""
+Its replies are kept in OUT/{name}.replies.jsonl; what is in there is not
+asked again. A key is taken from OPENAI_API_KEY."""
 _RESULTS = """\
-Prints tables, draws them as OUT/{name}.png, and writes everything to OUT/{name}.json."""
+Prints tables, draws them as OUT/{name}.png, and writes everything to
+OUT/{name}.json."""
 
 EPILOG = """\
 examples:
