@@ -37,6 +37,29 @@ def check_cpu_engine(hf_config: dict[str, Any]) -> None:
             fail(name, hf_config.get(name), valid)
 
 
+def check_positions(hf_config: dict[str, Any], max_model_len: int) -> None:
+    """Refuse sequences that are longer than vLLM's table of rotary angles.
+
+    Upstream symbol: DeepseekScalingRotaryEmbedding._compute_cos_sin_cache, and
+    YaRNScalingRotaryEmbedding's. With YaRN the table ends at `factor` times the original positions,
+    whatever `max_position_embeddings` says, and vLLM fails at the first token beyond.
+
+    Raises:
+        ValueError: `max_model_len` is beyond it.
+    """
+    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+    if rope.get("rope_type", rope.get("type")) != "yarn":
+        return
+    original = rope.get("original_max_position_embeddings")
+    if original and int(original * rope["factor"]) < max_model_len:
+        valid = (
+            f"with original_max_position_embeddings={original} vLLM has "
+            f"{int(original * rope['factor'])} positions: the longest prompt and response have "
+            f"{max_model_len} tokens"
+        )
+        fail("rope_parameters.factor", rope["factor"], valid)
+
+
 def config_overrides(hf_config: dict[str, Any]) -> dict[str, Any]:
     """Fields of `config.json` that vLLM reads otherwise than transformers, as it must read them.
 
