@@ -10,7 +10,6 @@ from megatron_zero.config import (
     DataConfig,
     DocumentsConfig,
     LossConfig,
-    MismatchConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -72,11 +71,10 @@ def test_rollout_metrics_by_hand() -> None:
 
 
 def test_the_mismatch_bound_holds_at_the_bound_and_for_nan() -> None:
-    bound = MismatchConfig(max_kl=0.01)
-    check_mismatch({"mismatch/kl": 0.01, "mismatch/max_abs": 0.1}, bound, step=3)
+    check_mismatch({"mismatch/kl": 0.01, "mismatch/max_abs": 0.1}, 0.01, step=3)
     for kl in (0.0100001, float("nan"), float("inf")):
         with pytest.raises(RuntimeError, match=r"step 3: .*mismatch\.max_kl=0\.01"):
-            check_mismatch({"mismatch/kl": kl, "mismatch/max_abs": 0.1}, bound, step=3)
+            check_mismatch({"mismatch/kl": kl, "mismatch/max_abs": 0.1}, 0.01, step=3)
 
 
 def run_config(**parallel: int) -> RunConfig:
