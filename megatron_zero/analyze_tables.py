@@ -113,9 +113,9 @@ def _sampling(record: dict[str, Any]) -> str:
     return SAMPLED if temperature > 0 else GREEDY
 
 
-def step_of_file(file: Path) -> Optional[int]:
+def step_of_path(path: Path) -> Optional[int]:
     """The step of a run that a file is named after, as in `step_000010.jsonl.zst`."""
-    return step_of(file.name.removesuffix(".zst").removesuffix(".jsonl"))
+    return step_of(path.name.removesuffix(".zst").removesuffix(".jsonl"))
 
 
 def analyze_responses(
@@ -226,7 +226,7 @@ def _rows_of(files: Sequence[Path], config: RunConfig) -> pd.DataFrame:
     """Every response of a run's rollout files, with its weights and what it is grouped by."""
     columns = ["question", "reward", "correct", "truncated", "length", "advantage"]
     frames = [
-        pd.DataFrame(read_responses(file), columns=columns).assign(step=step_of_file(file))
+        pd.DataFrame(read_responses(file), columns=columns).assign(step=step_of_path(file))
         for file in files
     ]
     rows = pd.concat(frames, ignore_index=True)
@@ -346,7 +346,7 @@ def file_labels(data: pd.DataFrame) -> list[str]:
         num_parts += 1
     labels = []
     for path, (_, sampling) in zip(paths, data.index, strict=True):
-        step = step_of_file(path)
+        step = step_of_path(path)
         name = path.name.split(".")[0] if step is None else f"step {step}"
         folders = path.parts[-num_parts:-1]
         parts = [*folders, name]

@@ -61,7 +61,7 @@ class VllmEngine:
             from_disk: start with the directory's weights, as version 0: to evaluate them.
 
         Raises:
-            ValueError: vLLM cannot run the model on a CPU, or not at this length.
+            UserError: with `from_disk`, a tensor holds what is no number; names it and its file.
         """
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
