@@ -88,9 +88,6 @@ def hf_to_megatron(
     config = hf_dir.read_config(directory)
     source = hf_dir.open_source(directory, config, dtype)
     corrections = hf_corrections(config, source, directory)
-    changes = dict(corrections.fields)
-    if drop_mtp and config.get(NUM_MTP):
-        changes[NUM_MTP] = 0
     mapping = _mapping(config | corrections.fields, *sizes, with_mtp=not drop_mtp)
     mapping.check_source(source)
     check_copies(mapping, source)
@@ -111,7 +108,8 @@ def hf_to_megatron(
         _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
         if dtype == "keep":
             _keep_dtypes(mapping, source, parameters, output.partial / hf_dir.HF_DTYPES)
-        hf_dir.carry_over(directory, output.partial, dtype, changes)
+        dropped = {NUM_MTP: 0} if drop_mtp and config.get(NUM_MTP) else {}
+        hf_dir.carry_over(directory, output.partial, dtype, corrections.fields | dropped)
         verified = verify_conversion(mapping, output.partial, directory, dtype) if verify else []
         output.finish()
     written = f"{out}: {total / 1e9:.2f} GB in {len(files)} files"
