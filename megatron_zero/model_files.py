@@ -6,6 +6,7 @@ headers alone, before anything large is started; their values are looked at whil
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, Safete
 from megatron_zero.convert.to_hf import MegatronTensors
 from megatron_zero.data.stop_tokens import declare_stop_tokens
 from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.types import Prompt
 
 
 def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
@@ -81,6 +83,24 @@ def check_weights_for_engine(model: ModelConfig, hf_config: dict[str, Any], sour
         SafetensorsSource(source).files()
     except ValueError as error:
         fail("model.path", model.path, str(error))
+
+
+def check_token_ids(model: ModelConfig, vocab_size: int, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts with a token that the model has no embedding of.
+
+    For who evaluates: a tokenizer may have more tokens than the model when none of them is used.
+
+    Raises:
+        ValueError: with the token and the sizes, and the setting that names the tokenizer.
+    """
+    largest = max((max(prompt.token_ids) for prompt in prompts), default=0)
+    if largest < vocab_size:
+        return
+    setting, value = "model.path", model.path
+    if model.tokenizer:
+        setting, value = "model.tokenizer", model.tokenizer
+    sizes = f"where the model has vocab_size={vocab_size}"
+    fail(setting, value, f"the tokenizer makes token {largest} of a prompt, {sizes}")
 
 
 def write_model_files(
