@@ -75,6 +75,10 @@ def results(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> Pat
     output = torchrun(1, WORKER, *outs, *arguments, whole)
     # the continued one did not begin at the beginning, the whole one did
     first, last = (f"qwen_math: {n} of {NUM_RESPONSES} responses" for n in (8, NUM_RESPONSES))
+    said = (
+        "/model.safetensors: HF tensor model.norm.weight holds NaN or infinity, in 1 of 64 values"
+    )
+    assert f"DAMAGED {said}" in output
     assert output.count(first) == 1 and output.count(last) == 2
     return folder
 
