@@ -18,8 +18,10 @@ from megatron_zero.convert.hf_dir import copy_carried_files, open_source, read_c
 from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, SafetensorsSource
 from megatron_zero.convert.to_hf import MegatronTensors
 from megatron_zero.data.stop_tokens import declare_stop_tokens
-from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.hf_config import DTYPES, other_weights, read_hf_config, with_vocab_size
 from megatron_zero.types import Prompt
+
+ENGINE_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")  # what vLLM looks for in a folder
 
 
 def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
@@ -62,13 +64,18 @@ def check_weights(model: ModelConfig, hf_config: dict[str, Any], source: Path) -
 def check_weights_for_engine(model: ModelConfig, hf_config: dict[str, Any], source: Path) -> None:
     """`check_weights` of a model that only the engine loads, which knows more kinds of them.
 
-    Of a model that no table describes only the files are looked at, of weights that are no
-    safetensors nothing.
+    Of a model that no table describes only the files are looked at; pickled weights are the
+    engine's own affair.
 
     Raises:
         ValueError: as `check_weights`.
     """
+    if is_checkpoint(source):
+        cure = "tools/convert/megatron_to_hf.py makes one that it does"
+        fail("model.path", model.path, f"a Megatron checkpoint, which vLLM does not read: {cure}")
     if not any((source / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)):
+        if not any(path for pattern in ENGINE_WEIGHTS for path in source.glob(pattern)):
+            fail("model.path", model.path, f"no weights are there{other_weights(source)}")
         return
     quantization = hf_config.get("quantization_config")
     try:
