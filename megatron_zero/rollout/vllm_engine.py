@@ -23,6 +23,7 @@ from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
 
 GIB = 1024**3
+CHECKED_FORMAT = "checked"  # how weights are loaded from a disk
 # vLLM reads its settings when it is imported.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: weights are handed over
@@ -215,8 +216,8 @@ def _checked_load_format() -> str:
                     raise UserError(f"{file_of(folder, name)}: {error}") from error
                 yield name, tensor
 
-    register_model_loader("checked")(CheckedLoader)
-    return "checked"
+    register_model_loader(CHECKED_FORMAT)(CheckedLoader)
+    return CHECKED_FORMAT
 
 
 def _with_output_layer(
