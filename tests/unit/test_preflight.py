@@ -15,7 +15,7 @@ from megatron_zero.hf_config import MODEL_TYPES
 
 SIZES = {
     "model_type": "qwen2",
-    "hidden_size": 8,
+    "hidden_size": 64,  # heads of 32: the smallest that vLLM has on a CPU
     "intermediate_size": 8,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
