@@ -21,8 +21,9 @@ from megatron_zero.analysis.rollout_stats import length_bucket
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import load_config
 from megatron_zero.observability.rollouts import read_rollouts
-from megatron_zero.observability.run_dir import RunDir, write_atomically
+from megatron_zero.observability.run_dir import ROLLOUT_SUFFIX, RunDir, write_atomically
 from megatron_zero.observability.sinks import read_metrics
+from megatron_zero.step_names import step_of, steps_in
 
 try:
     import pandas as pd
@@ -39,7 +40,9 @@ LOGGED = ("response/length_", "reward/no_signal_", "weight/difficulty_", "weight
 
 def rollout_files(path: Path) -> list[Path]:
     """The rollout files of a run directory, by step; any other path is itself."""
-    return sorted(path.glob("rollouts/step_*.jsonl.zst")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return [RunDir(path).rollouts(step) for step in steps_in(path / "rollouts", ROLLOUT_SUFFIX)]
 
 
 def read_responses(path: Path) -> list[dict[str, Any]]:
@@ -72,6 +75,7 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
 def analyze_responses(args: argparse.Namespace) -> Report:
     """`self-reflection` and `answering`: counts by file, and what is found in every response."""
     files = [file for path in args.paths for file in rollout_files(path)]
+    files = list({file.resolve(): file for file in files}.values())  # each counts once
     rows = [{"file": str(file)} | row for file in files for row in read_responses(file)]
     if not rows:
         raise ValueError(f"no responses in {', '.join(map(str, args.paths))}")
@@ -139,7 +143,7 @@ def analyze_bias(path: Path) -> Report:
     columns = ["question", "reward", "correct", "truncated", "length", "advantage"]
     frames = [
         pd.DataFrame(read_responses(file), columns=columns).assign(
-            step=int(file.name[5:].split(".")[0])
+            step=step_of(file.name.removesuffix(ROLLOUT_SUFFIX))
         )
         for file in files
     ]

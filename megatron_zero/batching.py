@@ -339,6 +339,15 @@ def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
     return GlobalBatch(minibatches=tuple(minibatches))
 
 
+def build_pass(samples: Sequence[TrainSample], packing: Packing) -> Minibatch:
+    """This rank's share of all samples, for a pass that only computes their logprobs."""
+    return Minibatch(
+        microbatches=_own_microbatches(samples, range(len(samples)), packing, "constant"),
+        denominator=1.0,
+        num_samples=len(samples),
+    )
+
+
 def build_document_minibatch(
     sequences: Sequence[Sequence[tuple[int, ...]]], packing: Packing
 ) -> Minibatch:

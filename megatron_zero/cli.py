@@ -27,7 +27,7 @@ from megatron_zero.launch_args import (
     is_launched,
     parse_args,
 )
-from megatron_zero.layout import check_layout
+from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.observability.run_dir import RunDir, check_startable, create_run_dir
 from megatron_zero.preflight import check_files
 
@@ -79,7 +79,10 @@ def _launch(kind: str, args: LaunchArgs) -> None:
     """Check what was asked for and become torchrun, so that signals and the status are its own."""
     config = args.config
     nproc = args.nproc or count_gpus() or 1
-    check_layout(config, read_hf_config(config.model), nproc)
+    hf_config = read_hf_config(config.model)
+    check_layout(config, hf_config, nproc)
+    if kind == "train" and not count_gpus():
+        check_cpu_engine(config.model, hf_config)
     check_startable(config.run_dir, resume=args.resume)
     check_files(config)
     if args.resume:

@@ -1,14 +1,22 @@
 """Verifying a step's responses: each rank grades its share, all get every verdict."""
 
+import logging
 from collections.abc import Sequence
+from typing import Optional
 
 import torch.distributed as dist
 
-from megatron_zero.config import RunConfig
+from megatron_zero.config import RunConfig, fail
 from megatron_zero.rewards.base import apply_truncation
+from megatron_zero.rewards.golds import unreadable
 from megatron_zero.rewards.verifier_pool import VerifierPool
 from megatron_zero.rollout.sampler import merged
-from megatron_zero.types import Graded, RolloutGroup
+from megatron_zero.types import Graded, Prompt, RolloutGroup
+
+logger = logging.getLogger(__name__)
+
+_NUM_NAMED_ROWS = 5
+_NUM_SHOWN_CHARS = 60
 
 
 def verifier_pool(config: RunConfig) -> VerifierPool:
@@ -18,6 +26,38 @@ def verifier_pool(config: RunConfig) -> VerifierPool:
         timeout_s=config.reward.timeout_s,
         memory_mb=config.reward.memory_limit_mib,
         answer_format=config.answer_format,
+    )
+
+
+def check_golds(prompts: Sequence[Prompt], *, setting: str, value: str) -> None:
+    """Say how many gold answers the verifier cannot read, with the first rows; rank 0 speaks.
+
+    Args:
+        prompts: of one data set.
+        setting, value: what decides which answers these are, for the message.
+
+    Raises:
+        ValueError: it can read none of them: no response would ever be correct.
+    """
+    places = unreadable([prompt.answers for prompt in prompts])
+    if not places:
+        return
+    first = prompts[places[0]]
+    shown = first.answers[0][:_NUM_SHOWN_CHARS]
+    if len(places) == len(prompts):
+        valid = (
+            f"the verifier can read none of the {len(prompts):,} gold answers of {first.source!r}, "
+            f"row {first.index} has {shown!r}; must be final answers, as 42 or \\frac{{1}}{{2}}"
+        )
+        fail(setting, value, valid)
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    rows = ", ".join(str(prompts[place].index) for place in places[:_NUM_NAMED_ROWS])
+    more = ", ..." if len(places) > _NUM_NAMED_ROWS else ""
+    logger.warning(
+        "%s: the verifier cannot read %d of %d gold answers, and only the same text will count as "
+        "correct: rows %s%s; row %d has %r",
+        *(first.source, len(places), len(prompts), rows, more, first.index, shown),
     )
 
 
@@ -42,4 +82,16 @@ class Grader:
             for p in own
         }
         by_prompt = merged(graded, self.host_group)
+        return [by_prompt[p] for p in range(len(groups))]
+
+    def answer_classes(self, groups: Sequence[RolloutGroup]) -> list[list[Optional[int]]]:
+        """[P][G] which responses of a group give the same answer, None without one; see `votes`.
+
+        Args:
+            groups: the same on every rank.
+        """
+        own = range(self.host_group.rank(), len(groups), self.host_group.size())
+        texts = [[response.text for response in groups[p].responses] for p in own]
+        classes = dict(zip(own, self.pool.answer_classes(texts), strict=True))
+        by_prompt = merged(classes, self.host_group)
         return [by_prompt[p] for p in range(len(groups))]

@@ -24,6 +24,18 @@ MODEL_TYPES += ("qwen2", "qwen3", "qwen3_moe")
 _REQUIRED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")
 _REQUIRED += ("num_attention_heads", "vocab_size")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_STEP = re.compile(r"step_(\d{6,})")  # an export of a run
+
+
+_PICKLED = "pickled weights are not read: load and save them with transformers"
+_OTHER_WEIGHTS = {
+    "*.safetensors": "must be called model.safetensors, or be listed in an index",
+    "pytorch_model*.bin": _PICKLED,
+    "*.pth": _PICKLED,
+    "*.gguf": "quantized weights are not read: take the original model",
+    "*.h5": "TensorFlow's weights are not read: load and save them with transformers",
+    "*.msgpack": "Flax's weights are not read: load and save them with transformers",
+}
 
 
 def read_hf_config(model: ModelConfig) -> dict[str, Any]:
@@ -40,7 +52,9 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
         return _made_config(model)
     path = local_folder("model.path", model.path, ["config.json"]) / "config.json"
     if not path.is_file():
-        fail("model.path", model.path, f"{path.parent} has no config.json")
+        export = newest_export(path.parent)
+        hint = f"; did you mean {export}?" if export else ""
+        fail("model.path", model.path, f"{path.parent} has no config.json{hint}")
     try:
         hf_config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -49,6 +63,17 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
     if missing:
         fail("model.path", model.path, f"{path} must have {', '.join(missing)}")
     return hf_config
+
+
+def newest_export(folder: Path) -> Path | None:
+    """The model of the last step in a run directory, or in its folder `hf`; None: there is none."""
+    is_run = (folder / "config.yaml").exists()
+    newest, newest_step = None, -1
+    for export in (folder / "hf" if is_run else folder).glob("step_*"):
+        named = _STEP.fullmatch(export.name)
+        if named and int(named[1]) > newest_step and (export / "config.json").exists():
+            newest, newest_step = export, int(named[1])
+    return newest
 
 
 def check_model_type(hf_config: dict[str, Any], path: str) -> None:
@@ -68,20 +93,55 @@ def num_experts(hf_config: dict[str, Any]) -> int:
     return next((hf_config[name] for name in names if hf_config.get(name)), 0)
 
 
-def with_vocab_size(hf_config: dict[str, Any], num_tokens: int) -> dict[str, Any]:
+def num_positions(hf_config: dict[str, Any]) -> "tuple[int, str]":
+    """How long a sequence may be, and what says so.
+
+    The engine refuses what is longer than `max_position_embeddings`, which the config of a model
+    with YaRN must hold already stretched, and has no positions beyond `factor` times the original
+    length.
+    """
+    length: int = hf_config["max_position_embeddings"]
+    source = f"max_position_embeddings={length}"
+    for name in ("rope_parameters", "rope_scaling"):
+        block = hf_config.get(name)
+        if not isinstance(block, dict) or "yarn" not in (block.get("rope_type"), block.get("type")):
+            continue
+        factor = block.get("factor")
+        original = block.get("original_max_position_embeddings", length)
+        if not isinstance(factor, (int, float)) or not isinstance(original, (int, float)):
+            continue  # what is wrong with it, the family's table says
+        stretched = int(factor * original)
+        if stretched < length:
+            return stretched, f"original_max_position_embeddings * factor={stretched} of YaRN"
+        if stretched > length:
+            source += f" (which config.json may raise to {stretched}, as YaRN allows)"
+    return length, source
+
+
+def with_vocab_size(
+    hf_config: dict[str, Any], num_tokens: int, model: ModelConfig
+) -> dict[str, Any]:
     """`hf_config` with a `vocab_size` that holds a tokenizer of `num_tokens` tokens.
 
     A size of 0 becomes `num_tokens` rounded up to a multiple of `VOCAB_MULTIPLE`; one that is set
     stays.
 
     Raises:
-        ValueError: the size that is set is too small.
+        ValueError: the size that is set is too small; names the setting that decides it, which is
+            the architecture's only where no `model.path` is given.
     """
-    if not hf_config["vocab_size"]:
+    vocab_size = hf_config["vocab_size"]
+    if not vocab_size:
         return hf_config | {"vocab_size": round_up(num_tokens, VOCAB_MULTIPLE)}
-    if hf_config["vocab_size"] < num_tokens:
-        valid = f"must be at least the tokenizer's {num_tokens} tokens"
-        fail("model.architecture.vocab_size", hf_config["vocab_size"], valid)
+    if vocab_size < num_tokens:
+        if not model.path:
+            valid = f"must be 0, or at least the {num_tokens} tokens of model.tokenizer"
+            fail("model.architecture.vocab_size", vocab_size, f"{valid}={model.tokenizer!r}")
+        sizes = f"{num_tokens} tokens, where its config.json has vocab_size={vocab_size}"
+        if not model.tokenizer:
+            fail("model.path", model.path, f"its tokenizer has {sizes}")
+        sizes = f"{num_tokens} tokens, where model.path={model.path!r} has vocab_size={vocab_size}"
+        fail("model.tokenizer", model.tokenizer, f"{sizes}; must have at most as many")
     return hf_config
 
 
@@ -103,6 +163,21 @@ def local_folder(option: str, path: str, patterns: "list[str]") -> Path:
     except (OSError, ValueError) as error:  # what the hub's errors derive from
         reason = str(error).strip().splitlines()[0]
         fail(option, path, f"neither a folder nor a model that can be had from the hub: {reason}")
+
+
+def other_weights(folder: Path) -> str:
+    """What a folder without safetensors that can be read has in their place, and what to do then.
+
+    Example:
+        ", but model.gguf: quantized weights are not read: take the original model"
+    """
+    if (folder / "adapter_config.json").is_file():
+        return ", but an adapter (LoRA): merge it into its base model first"
+    for pattern, advice in _OTHER_WEIGHTS.items():
+        found = sorted(path.name for path in folder.glob(pattern))
+        if found:
+            return f", but {found[0]}: {advice}"
+    return ""
 
 
 def _made_config(model: ModelConfig) -> dict[str, Any]:

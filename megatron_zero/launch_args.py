@@ -28,7 +28,7 @@ from megatron_zero.config import replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
 from megatron_zero.failures import reported, user_errors
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.layout import check_layout
+from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
 from megatron_zero.preflight import check_files
 from megatron_zero.quiet import hush
@@ -118,6 +118,8 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
             args = parse_args(kind, sys.argv[1:] if argv is None else argv)
             hf_config = read_hf_config(args.config.model)
             check_layout(args.config, hf_config, world_size(), node_size())
+            if kind == "train" and not count_gpus():
+                check_cpu_engine(args.config.model, hf_config)
             check_once_per_node(args.config)
         progress("importing torch")
         run(args.config, resume=args.resume)

@@ -32,7 +32,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
     from megatron_zero.observability.timers import Timers
     from megatron_zero.policy import checkpoint
 
-    topology, run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+    topology, run_dir, tokenizer, hf_config, _ = build.start_run(config, resume=resume)
     documents, timers = DocumentStream(config.documents, tokenizer, config.seed), Timers()
     policy = build.build_policy(
         config,

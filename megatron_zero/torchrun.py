@@ -9,6 +9,7 @@ the ranks and printed last, as one line that begins with `error:`, and the statu
 (`failures`).
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
 
 from megatron_zero.failures import CRASH, MISTAKE, TOLD_BY_TORCHRUN, Failure, written_failure
 from megatron_zero.quiet import silence_agent
@@ -35,11 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         torchrun.run(args)
     except ChildFailedError as error:
         return report(error.failures)
+    except RendezvousError as error:
+        return _report_meeting(error, args)
     except SignalException as error:
         name = signal.Signals(error.sigval).name
         print(f"ended by {name}", file=sys.stderr, flush=True)
         return 128 + error.sigval
     return 0
+
+
+def _report_meeting(error: RendezvousError, args: argparse.Namespace) -> int:
+    """Of nodes that did not come together, or lost one another before the ranks started."""
+    what = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+    if isinstance(error, RendezvousTimeoutError):
+        what = "not all of them came in time (--rdzv-conf join_timeout)"
+    _print(f"error: the job's {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {what}")
+    return CRASH
 
 
 def report(failures: Mapping[int, ProcessFailure]) -> int:

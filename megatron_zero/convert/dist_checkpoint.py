@@ -43,6 +43,11 @@ _TRUSTED = re.compile(
 )
 
 
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a folder holds a distributed checkpoint, of a run or of the conversion tools."""
+    return (directory / FORMAT_NAME).is_file() and (directory / METADATA_NAME).is_file()
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A block of a key's tensor and where it is stored."""

@@ -55,6 +55,9 @@ class DequantizedSource:
     def dtype(self, name: str) -> torch.dtype:
         return self._dtype if name in self._scaled else self._source.dtype(name)
 
+    def origin(self, name: str) -> str:
+        return self._source.origin(name)
+
     def read(self, name: str, *part: slice) -> torch.Tensor:
         stored = self._source.read(name, *part)
         if name not in self._scaled:

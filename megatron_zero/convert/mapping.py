@@ -128,6 +128,10 @@ class Mapping:
         """Every tensor of the HF checkpoint, in the order of the forward pass."""
         return tuple(self._hf)
 
+    def copies(self) -> dict[str, str]:
+        """HF tensors that repeat another one, by the name of that one."""
+        return {copy: name for name, copies in self._copies.items() for copy in copies}
+
     def hf_shape(self, hf_name: str) -> Shape:
         """Shape of one HF tensor. Raises `ValueError` for a name outside `hf_names()`."""
         return self._hf_entry(hf_name)[0]
@@ -189,14 +193,24 @@ class Mapping:
         present = source.names()
         missing = sorted(set(self._hf) - set(present))
         if missing:
-            raise UserError(f"HF checkpoint lacks {_listed(missing)}")
+            raise UserError(f"HF checkpoint lacks {_listed(missing)}{self._way_out(missing)}")
         extra = (name for name in present if name not in self._hf)
         unmapped = sorted(name for name in extra if not self._ignored.fullmatch(name))
         if unmapped:
             rule = f"no {self.family.model_type} rule"
             raise UserError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
         for name, (shape, _) in self._hf.items():
-            check_shape(f"HF tensor {name}", source.shape(name), shape)
+            if source.shape(name) != shape:
+                label = f"HF tensor {name}{source.origin(name)}"
+                check_shape(label, source.shape(name), shape)
+
+    def _way_out(self, missing: Sequence[str]) -> str:
+        """What to do when nothing but prediction layers is missing."""
+        first, count = self.dims["num_hidden_layers"], self.dims.get("mtp", 0)
+        places = tuple(f"model.layers.{first + i}." for i in range(count))
+        if not all(name.startswith(places) for name in missing):
+            return ""
+        return ": multi-token prediction is stored in part only, drop_mtp leaves it out"
 
     def to_megatron_shard(
         self, megatron_name: str, source: TensorSource, tp_rank: int, tp_size: int

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from megatron_zero.checks import UserError
 from megatron_zero.convert.sources import mapped, read_tensor
+from megatron_zero.hf_config import other_weights
 
 T = TypeVar("T")
 SINGLE_NAME = "model.safetensors"
@@ -61,6 +62,15 @@ def _stored_in(path: Path) -> dict[str, _Stored]:
         raise UserError(f"{path} is damaged or not complete: {error}") from error
 
 
+def file_of(directory: Path, name: str) -> Path:
+    """The file of a folder that holds a tensor, or the folder where its files do not tell."""
+    if (directory / INDEX_NAME).is_file():
+        weight_map = json.loads((directory / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+        return directory / weight_map.get(name, "")
+    single = directory / SINGLE_NAME
+    return single if single.is_file() else directory
+
+
 class SafetensorsSource:
     """The tensors of an HF directory: `model.safetensors`, or shards listed by an index file.
 
@@ -78,13 +88,21 @@ class SafetensorsSource:
         self._directory, self._mapped = Path(directory), mapped
         self._dtypes = DTYPES | ({"F8_E4M3": torch.float8_e4m3fn} if fp8 else {})
         self._files: dict[str, dict[str, _Stored]] = {}
-        if (self._directory / SINGLE_NAME).is_file():
+        has_single, has_index = (
+            (self._directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)
+        )
+        if has_single and has_index and SINGLE_NAME not in self._read_index().values():
+            # transformers reads the one, vLLM the others
+            both = f"both {SINGLE_NAME} and {INDEX_NAME}, which names other files"
+            raise UserError(f"{self._directory} has {both}: remove what is not meant")
+        if has_single:
             file = self._files[SINGLE_NAME] = _stored_in(self._directory / SINGLE_NAME)
             self._weight_map = dict.fromkeys(file, SINGLE_NAME)
-        elif (self._directory / INDEX_NAME).is_file():
+        elif has_index:
             self._weight_map = self._read_index()
         else:
-            raise UserError(f"{self._directory} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+            neither = f"{self._directory} has neither {SINGLE_NAME} nor {INDEX_NAME}"
+            raise UserError(f"{neither}{other_weights(self._directory)}")
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._weight_map)
@@ -98,6 +116,9 @@ class SafetensorsSource:
             known = list(self._dtypes)
             raise UserError(f"{name} in {self._directory} is {stored}, not one of {known}")
         return self._dtypes[stored]
+
+    def origin(self, name: str) -> str:
+        return f" in {self._directory / self._weight_map[name]}"
 
     def files(self) -> dict[str, list[str]]:
         """The tensors of every file, in the order in which they are stored; opens them all."""
@@ -119,9 +140,9 @@ class SafetensorsSource:
     def _read_index(self) -> dict[str, str]:
         path = self._directory / INDEX_NAME
         try:
-            weight_map = json.loads(path.read_text())["weight_map"]
+            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             shards = sorted(set(weight_map.values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not an index of safetensors files: {error!r}") from error
         missing = [name for name in shards if not (self._directory / name).is_file()]
         if missing:
@@ -180,7 +201,7 @@ def write_hf_checkpoint(
         directory: must not exist, or be empty.
         tensors: (hf name, tensor) in the order to store.
         max_shard_bytes: size from which a new file begins; a larger tensor gets its own file.
-        copy_files: config and tokenizer files that belong inside.
+        copy_files: config and tokenizer files that belong inside, and folders of such files.
 
     Returns:
         Bytes of all tensors.
@@ -199,8 +220,11 @@ def write_hf_checkpoint(
     partial.mkdir(parents=True)
     try:
         total = _write_shards(partial, tensors, max_shard_bytes)
-        for path in copy_files:
-            shutil.copy(path, partial)
+        for path in map(Path, copy_files):
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name)
+            else:
+                shutil.copy(path, partial)
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

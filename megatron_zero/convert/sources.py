@@ -29,6 +29,9 @@ class TensorSource(Protocol):
     def dtype(self, name: str) -> torch.dtype:
         """The type that `read` returns, without reading the tensor."""
 
+    def origin(self, name: str) -> str:
+        """Where a tensor is, to be put behind its name: " in <file>", or nothing in memory."""
+
     def read(self, name: str, *part: slice) -> torch.Tensor:
         """`tensor[part]`: all of it, or only a range of its rows (or all rows, but columns)."""
 

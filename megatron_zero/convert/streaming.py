@@ -95,12 +95,14 @@ class OutputDirectory(AbstractContextManager):
         self._syncing: list[Future[None]] = []
         self._open: Optional[OutputFile] = None
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], *error: object) -> None:
         self._pool.shutdown()
         if self._open is not None:
             self._open.close()
         self._bar.close()
         self._journal.close()
+        if kind is not None and issubclass(kind, ValueError):  # bad input: nothing to go on with
+            shutil.rmtree(self.partial)
 
     def finished(self, name: str) -> Optional[Any]:
         """The note recorded with a file of an earlier attempt that is there unharmed, else None."""

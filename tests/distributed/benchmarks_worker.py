@@ -1,20 +1,24 @@
 """Under torchrun: end an evaluation that was killed, do the whole of it, then in one batch.
 
-benchmarks_worker.py CONTINUED_DIR WHOLE_DIR AT_ONCE.jsonl <the command line's arguments>
+Besides, samples of the likeliest tokens alone, to NARROW.json: setting -> outputs.
+
+benchmarks_worker.py CONTINUED_DIR WHOLE_DIR AT_ONCE.jsonl NARROW.json <command line's arguments>
 """
 
+import json
 import sys
 from pathlib import Path
 
 from megatron_zero import evaluate
 from megatron_zero.benchmark_run import BenchmarkRun
+from megatron_zero.config_io import apply_overrides
 from megatron_zero.eval import parse_args
 from megatron_zero.grading import Grader, verifier_pool
 
 
 def main() -> None:
-    continued, whole, at_once = map(Path, sys.argv[1:4])
-    args, config = parse_args(sys.argv[4:])
+    continued, whole, at_once, narrow = map(Path, sys.argv[1:5])
+    args, config = parse_args(sys.argv[5:])
     job = BenchmarkRun(config, False, args.save_every)
     job.run(continued)
     job.run(whole)
@@ -22,7 +26,13 @@ def main() -> None:
         grader = Grader(pool, job.group)
         # more tokens than the engine reads at once, where the batches before had few
         records = evaluate.evaluate(config, job.prompts, job.sampler, grader, 0)
+        outputs = {}
+        for setting in ("top_k=1", "top_p=1e-6", "top_k=4", "top_p=0.0005"):
+            changed = apply_overrides(config, [f"evaluation.{setting}"])
+            drawn = evaluate.evaluate(changed, job.prompts[:2], job.sampler, grader, 0)
+            outputs[setting] = [record["output"] for record in drawn]
     if job.group.rank() == 0:
+        narrow.write_text(json.dumps(outputs))
         at_once.write_bytes(evaluate.to_jsonl(records))
 
 

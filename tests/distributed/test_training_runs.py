@@ -14,6 +14,7 @@ from megatron_zero.observability.sinks import read_metrics
 from tests.launch import REPOSITORY, run, torchrun
 
 CLI = [sys.executable, "-m", "megatron_zero.cli"]
+KEPT = ["step_5_keep", "step_000002 (copy)", "step_000009.bak", "step_latest"]  # by somebody
 EASY = ["min_operand=1", "max_operand=9"]
 OVERRIDES = [
     "rollout.num_prompts_per_step=8",
@@ -64,6 +65,8 @@ def trained(base: Path) -> dict[str, Path]:
     shutil.rmtree(halves / "checkpoints" / "step_000004")
     shutil.rmtree(halves / "hf")
     (halves / "checkpoints" / "step_000003.incomplete").mkdir()  # what a crash leaves
+    for name in KEPT:
+        (halves / "checkpoints" / name).mkdir()
     lines = (halves / "metrics.jsonl").read_text().splitlines(keepends=True)
     (halves / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:40])
     run([*words, *every_two, "--run-dir", str(halves), "--nproc", "2", "--resume"])
@@ -106,6 +109,14 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
     assert {name: records[2][name] for name in weights} == pytest.approx(weights, abs=1e-6)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
     (held_out,) = (mode["arithmetic_heldout"] for mode in evaluation["results"].values())
+    how = {n: v for n, v in evaluation["settings"].items() if n.startswith("evaluation.")}
+    assert how == {
+        "evaluation.num_samples": 2,
+        "evaluation.temperature": 1.0,
+        "evaluation.top_p": 1.0,
+        "evaluation.top_k": 0,
+    }
+    assert set(held_out["at_k"]) == {"maj@2", "pass@2"}
     assert len(held_out["problems"]) == 13  # pairs of 1..9 that are held out
     value, low, high = held_out["metrics"]["accuracy"]
     assert low <= value <= high and value == records[4]["eval/arithmetic_heldout/accuracy"]
@@ -125,6 +136,11 @@ def test_a_resumed_run_is_the_run_that_never_stopped(trained: dict[str, Path]) -
         assert {n: a[n] for n in timeless} == {n: b[n] for n in timeless}, a["step"]
     ours, theirs = (weights(trained[n] / "hf" / "step_000004") for n in ("whole", "halves"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_lies_beside_the_checkpoints_is_left_alone(trained: dict[str, Path]) -> None:
+    names = {path.name for path in (trained["halves"] / "checkpoints").iterdir()}
+    assert names == {"step_000002", "step_000004", *KEPT}
 
 
 def test_the_reference_policy_is_the_starting_one(trained: dict[str, Path]) -> None:
