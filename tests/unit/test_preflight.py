@@ -15,8 +15,8 @@ from megatron_zero.hf_config import MODEL_TYPES
 
 SIZES = {
     "model_type": "qwen2",
-    "hidden_size": 8,
-    "intermediate_size": 8,
+    "hidden_size": 64,
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
