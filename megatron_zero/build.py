@@ -157,6 +157,7 @@ def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
 
 def export_hf(policy: Policy, run_dir: RunDir, step: int, *, bucket_bytes: int) -> None:
     """An HF checkpoint `hf/step_*` that transformers and vLLM load; collective, rank 0 writes."""
+    progress("the model for transformers and vLLM")
     directory = run_dir.hf(step)
     weights = policy.hf_weights(bucket_bytes=bucket_bytes)
     if policy.topology.rank == 0:

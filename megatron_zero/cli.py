@@ -81,10 +81,10 @@ def _launch(kind: str, args: LaunchArgs) -> None:
     nproc = args.nproc or count_gpus() or 1
     hf_config = read_hf_config(config.model)
     check_layout(config, hf_config, nproc)
-    if kind == "train" and not count_gpus():
-        check_cpu_engine(config.model, hf_config)
     check_startable(config.run_dir, resume=args.resume)
     check_files(config)
+    if kind == "train" and not count_gpus():
+        check_cpu_engine(config.model, hf_config)
     if args.resume:
         _report_changes(config)
     create_run_dir(config, resume=args.resume)

@@ -7,16 +7,19 @@ generation and one pass without a gradient; no prompt is used up and no seed of 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from megatron_zero.batching import Packing, build_pass
 from megatron_zero.determinism import derive_seed
 from megatron_zero.losses import kl_estimate
-from megatron_zero.policy.policy import Policy
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler, merged
 from megatron_zero.types import GlobalBatch, Prompt, Response, RolloutGroup, TrainSample
+
+if TYPE_CHECKING:
+    from megatron_zero.policy.policy import Policy
 
 PROMPTS_PER_ENGINE = 4
 MAX_TOKENS = 16  # of a response: one comes from reading the prompt, the others one by one
@@ -34,7 +37,7 @@ def draw(
 
 
 def policy_logprobs(
-    policy: Policy, groups: Sequence[RolloutGroup], packing: Packing
+    policy: "Policy", groups: Sequence[RolloutGroup], packing: Packing
 ) -> dict[int, list[float]]:
     """The policy's logprobs of every response's tokens, by group; collective, all on every rank."""
     samples = []
@@ -84,24 +87,20 @@ def compare(
     of_engine = torch.tensor(engine, dtype=torch.float64)
     of_policy = torch.tensor(policy, dtype=torch.float64)
     kl = kl_estimate(of_engine, of_policy).mean().item()
-    differences = (of_policy - of_engine).abs().nan_to_num(nan=torch.inf)
+    differences = (of_policy - of_engine).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
     worst = int(differences.argmax())
     largest = f"largest difference of a logprob {differences[worst].item():.3g}"
     if kl <= max_kl:
         return f"engine and policy agree on {len(engine)} tokens: KL {kl:.1e}, {largest}"
     prompt, response, t = places[worst]
+    # above the bound by itself: k3 of a small difference d is d^2 / 2
+    num_beyond = int((differences > (2 * max_kl) ** 0.5).sum())
     raise RuntimeError(
-        f"engine and policy disagree after the first weight sync: over {len(engine)} tokens "
-        f"KL(engine || policy) is {kl:.3g}, above mismatch.max_first_kl={max_kl:.3g}; {largest}, "
-        f"at token {t + 1} of {len(response.token_ids)} of the response to prompt {prompt.index} "
-        f"of {prompt.source!r} (token id {response.token_ids[t]}; engine "
-        f"{response.engine_index}: {engine[worst]:.4f}, policy: {policy[worst]:.4f}), and "
-        f"{_count_beyond(differences, max_kl)} tokens differ by more than rounding; nothing was "
-        f"trained. Wrong weights in the engine, another dtype or other kernels are the usual "
-        f"reasons."
+        f"engine and policy disagree after the first weight sync: KL(engine || policy) is {kl:.3g} "
+        f"on {len(engine)} tokens, above mismatch.max_first_kl={max_kl:.3g}, and {num_beyond} of "
+        f"them are above it by themselves; {largest}, at token {t + 1} of "
+        f"{len(response.token_ids)} of the response to prompt {prompt.index} of {prompt.source!r} "
+        f"(token id {response.token_ids[t]}, engine {response.engine_index}: {engine[worst]:.4f}, "
+        f"policy: {policy[worst]:.4f}). Nothing was trained. Wrong weights in the engine, another "
+        f"dtype or other kernels are the usual reasons."
     )
-
-
-def _count_beyond(differences: torch.Tensor, max_kl: float) -> int:
-    """Tokens that would be above the bound by themselves: d^2 / 2 for a small difference d."""
-    return int((differences > (2 * max_kl) ** 0.5).sum())

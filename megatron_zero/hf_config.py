@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_zero.checks import fail, round_up
 from megatron_zero.config import ModelConfig
+from megatron_zero.step_names import step_name, steps_in
 
 VOCAB_MULTIPLE = 128  # a made-up vocabulary is padded to this: every usual TP size divides it
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -24,7 +25,6 @@ MODEL_TYPES += ("qwen2", "qwen3", "qwen3_moe")
 _REQUIRED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")
 _REQUIRED += ("num_attention_heads", "vocab_size")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_STEP = re.compile(r"step_(\d{6,})")  # an export of a run
 
 
 _PICKLED = "pickled weights are not read: load and save them with transformers"
@@ -67,13 +67,12 @@ def read_hf_config(model: ModelConfig) -> dict[str, Any]:
 
 def newest_export(folder: Path) -> Path | None:
     """The model of the last step in a run directory, or in its folder `hf`; None: there is none."""
-    is_run = (folder / "config.yaml").exists()
-    newest, newest_step = None, -1
-    for export in (folder / "hf" if is_run else folder).glob("step_*"):
-        named = _STEP.fullmatch(export.name)
-        if named and int(named[1]) > newest_step and (export / "config.json").exists():
-            newest, newest_step = export, int(named[1])
-    return newest
+    exports = folder / "hf" if (folder / "config.yaml").exists() else folder
+    for step in reversed(steps_in(exports)):
+        export = exports / step_name(step)
+        if (export / "config.json").exists():
+            return export
+    return None
 
 
 def check_model_type(hf_config: dict[str, Any], path: str) -> None:

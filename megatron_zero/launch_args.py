@@ -120,9 +120,9 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
             args = parse_args(kind, sys.argv[1:] if argv is None else argv)
             hf_config = read_hf_config(args.config.model)
             check_layout(args.config, hf_config, world_size(), node_size())
+            check_once_per_node(args.config)
             if kind == "train" and not count_gpus():
                 check_cpu_engine(args.config.model, hf_config)
-            check_once_per_node(args.config)
         progress("importing torch")
         run(args.config, resume=args.resume)
 

@@ -44,7 +44,7 @@ def trained_config(
         source: the folder of `model.path`.
 
     Raises:
-        ValueError: the folder holds no weights to start from, or they are damaged.
+        ValueError: the folder's files are damaged.
     """
     trained, notes = dict(hf_config), []
     if source is not None and model.init == "pretrained":

@@ -273,8 +273,10 @@ class Session(AbstractContextManager):
     def finish(self) -> None:
         """Last evaluation, checkpoint and HF export, and the run in two tables."""
         done = self.config.num_steps
-        if done not in self._evaluated:
+        if self._held_out and done not in self._evaluated:
+            progress("last evaluation")
             self.evaluate(done)
+        progress("last checkpoint")
         self.save_checkpoint(done)
         if self.config.checkpoint.save_hf:
             self.engine.sleep()

@@ -145,11 +145,16 @@ def config_of(name: str, **changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def hf_model(name: str) -> torch.nn.Module:
-    """The family's tiny model in float32, all of its weights as unlike one another as trained."""
+def hf_model(name: str, **more: Any) -> torch.nn.Module:
+    """The family's tiny model in float32, all of its weights as unlike one another as trained.
+
+    Args:
+        more: of its config, over the family's.
+    """
     import transformers
 
     hf_class, changes = (FAMILIES | NARROW | STRETCHED)[name]
+    changes = changes | more
     config = tiny.hf_config(**{"tied": False, **changes})
     config["tie_word_embeddings"] = bool(changes.get("tie_word_embeddings"))
     del config["model_type"], config["architectures"]
@@ -168,8 +173,8 @@ def hf_model(name: str) -> torch.nn.Module:
     return model
 
 
-def write(name: str, directory: Path) -> torch.nn.Module:
-    """`hf_model(name)`, saved as an HF checkpoint."""
-    model = hf_model(name)
+def write(name: str, directory: Path, **more: Any) -> torch.nn.Module:
+    """`hf_model(name, **more)`, saved as an HF checkpoint."""
+    model = hf_model(name, **more)
     model.save_pretrained(directory)
     return model

@@ -210,7 +210,7 @@ class Mapping:
         places = tuple(f"model.layers.{first + i}." for i in range(count))
         if not all(name.startswith(places) for name in missing):
             return ""
-        return ": multi-token prediction is stored in part only, drop_mtp leaves it out"
+        return ": multi-token prediction is stored in part only, --drop-mtp leaves it out"
 
     def to_megatron_shard(
         self, megatron_name: str, source: TensorSource, tp_rank: int, tp_size: int

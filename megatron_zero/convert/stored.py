@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from megatron_zero.checks import UserError
-from megatron_zero.convert.dist_checkpoint import CheckpointReader
+from megatron_zero.convert.dist_checkpoint import METADATA_NAME, CheckpointReader
 from megatron_zero.convert.families import FAMILIES, family_for
 from megatron_zero.convert.families.blocks import EMBEDDING, LM_HEAD
-from megatron_zero.convert.hf_config import HfConfig
+from megatron_zero.convert.hf_config import HfConfig, size_of
 from megatron_zero.convert.hf_dir import open_source
 from megatron_zero.convert.mapping import Mapping
+from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME
 from megatron_zero.convert.sources import TensorSource
 
 TIED, NUM_MTP = "tie_word_embeddings", "num_nextn_predict_layers"
@@ -66,8 +67,7 @@ def hf_corrections(hf_config: HfConfig, source: TensorSource, where: Path) -> Co
         corrections.untie(where, LM_HEAD)
     count = _num_mtp(hf_config)
     if count:
-        first = hf_config["num_hidden_layers"]
-        assert isinstance(first, int)
+        first = size_of(hf_config, "num_hidden_layers")
         places = tuple(f"model.layers.{first + i}." for i in range(count))
         if not any(name.startswith(places) for name in names):
             corrections.drop_mtp(where, count)
@@ -88,13 +88,17 @@ def megatron_corrections(hf_config: HfConfig, keys: Collection[str], where: Path
 def folder_corrections(hf_config: HfConfig, directory: Path) -> Corrections:
     """The same of a folder in either format; none for a family that has no table.
 
+    And none where there are no such files, which whoever needs them will say; vLLM reads others.
+
     Raises:
-        ValueError: the folder holds no weights, or they are damaged.
+        ValueError: the files are damaged.
     """
     if hf_config.get("model_type") not in FAMILIES:
         return Corrections()
-    if (directory / ".metadata").is_file():
+    if (directory / METADATA_NAME).is_file():
         return megatron_corrections(hf_config, CheckpointReader(directory).keys, directory)
+    if not any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)):
+        return Corrections()
     return hf_corrections(hf_config, open_source(directory, dict(hf_config), "keep"), directory)
 
 
@@ -107,7 +111,7 @@ def check_copies(mapping: Mapping, source: TensorSource) -> None:
     for copy, original in mapping.copies().items():
         if not same_values(source, copy, original):
             shared = f"is not {original}, which Megatron's prediction layers share"
-            raise UserError(f"HF tensor {copy} {shared}: drop_mtp leaves these layers out")
+            raise UserError(f"HF tensor {copy} {shared}: --drop-mtp leaves these layers out")
 
 
 def same_values(source: TensorSource, name: str, other: str) -> bool:

@@ -34,6 +34,7 @@ from megatron_zero.convert.sources import raw_bytes
 from megatron_zero.convert.stored import megatron_corrections
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
+from megatron_zero.step_names import step_name, steps_in
 
 DEFAULT_SHARD_SIZE = "5GB"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -152,9 +153,9 @@ def _checkpoint_dir(given: Path) -> Path:
         return given
     steps = []
     for folder in (given / "checkpoints", given):
-        steps += [path for path in sorted(folder.glob("step_*")) if is_checkpoint(path)]
-    # a copy, or one that is being written, is meant only when it is named
-    steps = [path for path in steps if re.fullmatch(r"step_\d+", path.name)]
+        # a copy, or one that is being written, is meant only when it is named
+        found = [folder / step_name(step) for step in steps_in(folder)]
+        steps += [path for path in found if is_checkpoint(path)]
     if len(steps) == 1:
         return steps[0]
     if steps:

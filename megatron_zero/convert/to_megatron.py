@@ -88,9 +88,6 @@ def hf_to_megatron(
     config = hf_dir.read_config(directory)
     source = hf_dir.open_source(directory, config, dtype)
     corrections = hf_corrections(config, source, directory)
-    changes = dict(corrections.fields)
-    if drop_mtp and config.get(NUM_MTP):
-        changes[NUM_MTP] = 0
     mapping = _mapping(config | corrections.fields, *sizes, with_mtp=not drop_mtp)
     mapping.check_source(source)
     check_copies(mapping, source)
@@ -100,18 +97,12 @@ def hf_to_megatron(
     parameters = list(itertools.chain(*files.values()))
     total = sum(parameter.nbytes for parameter in parameters)
     with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
-        chunks: dict[str, list[Chunk]] = defaultdict(list)
-        for name, members in files.items():
-            places = output.finished(name) or _write(output, name, members, mapping, source)
-            blocks = ((p, block) for p in members for block in p.blocks)
-            for (p, block), place in zip(blocks, places, strict=True):
-                chunks[p.entry.key].append(Chunk(*p.entry.within(*block), name, *place))
-        keys = {p.entry.key: (p.entry.shape, p.dtype) for p in parameters}
-        write_metadata(output.partial, keys, chunks, CONTENT)
+        _write_all(output, files, mapping, source)
         _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
         if dtype == "keep":
             _keep_dtypes(mapping, source, parameters, output.partial / hf_dir.HF_DTYPES)
-        hf_dir.carry_over(directory, output.partial, dtype, changes)
+        dropped = {NUM_MTP: 0} if drop_mtp and config.get(NUM_MTP) else {}
+        hf_dir.carry_over(directory, output.partial, dtype, corrections.fields | dropped)
         verified = verify_conversion(mapping, output.partial, directory, dtype) if verify else []
         output.finish()
     written = f"{out}: {total / 1e9:.2f} GB in {len(files)} files"
@@ -227,6 +218,24 @@ def _blocks(
     ]
     for ranges in itertools.product(*cuts):
         yield tuple(start for start, _ in ranges), tuple(length for _, length in ranges)
+
+
+def _write_all(
+    output: OutputDirectory,
+    files: dict[str, list[_Parameter]],
+    mapping: Mapping,
+    source: TensorSource,
+) -> None:
+    """Write every file that is not there already, and the metadata."""
+    chunks: dict[str, list[Chunk]] = defaultdict(list)
+    keys: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, members in files.items():
+        places = output.finished(name) or _write(output, name, members, mapping, source)
+        blocks = ((p, block) for p in members for block in p.blocks)
+        for (p, block), place in zip(blocks, places, strict=True):
+            chunks[p.entry.key].append(Chunk(*p.entry.within(*block), name, *place))
+            keys[p.entry.key] = (p.entry.shape, p.dtype)
+    write_metadata(output.partial, keys, chunks, CONTENT)
 
 
 def _write(

@@ -10,34 +10,12 @@ from typing import Any, Optional
 
 import torch
 
-from megatron_zero.checks import fail
 from megatron_zero.determinism import derive_seed
-
-# The one size that vLLM's latent attention is compiled for on a CPU (csrc/cpu/mla_decode.cpp).
-CPU_LATENT_SIZES = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 
 
 def is_latent(hf_config: dict[str, Any]) -> bool:
     """Whether the model has multi-head latent attention (DeepSeek-V2, V3)."""
     return bool(hf_config.get("kv_lora_rank"))
-
-
-def check_cpu_engine(hf_config: dict[str, Any]) -> None:
-    """Refuse a model that vLLM cannot run on a CPU.
-
-    Upstream symbol: CPUMLABackend.get_supported_head_sizes. vLLM itself checks no size: it fails in
-    the first decoding step, with "Unsupported block size: 16".
-
-    Raises:
-        ValueError: latent attention of another size than DeepSeek's.
-    """
-    if not is_latent(hf_config):
-        return
-    for name, size in CPU_LATENT_SIZES.items():
-        if hf_config.get(name) != size:
-            sizes = " and ".join(f"{field}={size}" for field, size in CPU_LATENT_SIZES.items())
-            valid = f"on a CPU vLLM has latent attention for {sizes} only (CPU_MLA)"
-            fail(name, hf_config.get(name), valid)
 
 
 def config_overrides(hf_config: dict[str, Any]) -> dict[str, Any]:

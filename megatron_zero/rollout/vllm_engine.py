@@ -61,7 +61,7 @@ class VllmEngine:
             from_disk: start with the directory's weights, as version 0: to evaluate them.
 
         Raises:
-            ValueError: vLLM cannot run the model on a CPU.
+            UserError: with `from_disk`, a tensor holds what is no number; names it and its file.
         """
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
@@ -73,18 +73,11 @@ class VllmEngine:
         num_threads = torch.get_num_threads()
         os.environ.update(_ENVIRONMENT)
         hf_config = json.loads((Path(model_dir) / "config.json").read_text())
-        if not self._on_gpu:
-            upstream.check_cpu_engine(hf_config)
         from vllm import LLM
 
         if not self._on_gpu:
             upstream.prepare_cpu_engine(tp_size)
-        hf_overrides = upstream.config_overrides(hf_config)
         self._unties = not from_disk and not self._on_gpu and hf_config["tie_word_embeddings"]
-        if self._unties:
-            # On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so
-            # after a sync it would go on with the embedding it was packed from: give it its own.
-            hf_overrides["tie_word_embeddings"] = False
         self._llm = LLM(
             model_dir,
             tokenizer=tokenizer,
@@ -100,7 +93,7 @@ class VllmEngine:
             # The logprob of what was drawn from: after temperature, as the policy computes it.
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
-            hf_overrides=hf_overrides,
+            hf_overrides=_overrides(hf_config, unties=self._unties),
             **_placement(config, hf_config, on_gpu=self._on_gpu),
         )
         torch.set_num_threads(num_threads)  # vLLM's CPU worker sets its own
@@ -170,6 +163,18 @@ class VllmEngine:
         if self._sleeps:
             self.weights_version = None
             self._llm.sleep(level=2)
+
+
+def _overrides(hf_config: dict[str, Any], *, unties: bool) -> dict[str, Any]:
+    """Fields of the model's config for vLLM.
+
+    On a CPU vLLM repacks the output layer when it is loaded. A tied one is not loaded, so after a
+    sync it would go on with the embedding it was packed from: `unties` gives it its own.
+    """
+    overrides = upstream.config_overrides(hf_config)
+    if unties:
+        overrides["tie_word_embeddings"] = False
+    return overrides
 
 
 def _placement(config: RolloutConfig, hf_config: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:

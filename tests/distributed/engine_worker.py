@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megatron_zero import first_sync
 from megatron_zero.batching import Packing, build_global_batch, build_samples
-from megatron_zero.config import ModelConfig, ParallelConfig, RolloutConfig
+from megatron_zero.config import MAX_FIRST_KL, ModelConfig, ParallelConfig, RolloutConfig
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.data.arithmetic import build_character_tokenizer
 from megatron_zero.data.stop_tokens import stop_token_ids
@@ -70,6 +71,25 @@ def model_files(hf_config: dict[str, Any]) -> str:
     return str(directory)
 
 
+def packing_of(policy, topology) -> Packing:
+    return Packing(
+        dp_rank=topology.dp_rank,
+        dp_size=topology.dp_size,
+        max_tokens=200,
+        alignment=topology.tp_size if policy.chunks[0].config.sequence_parallel else 1,
+    )
+
+
+def first_sync_says(policy, sampler, topology, version: int) -> str:
+    """What a run would say of its first sync, or would stop with."""
+    groups = first_sync.draw(sampler, PROMPTS, SETTINGS, version=version)
+    logprobs = first_sync.policy_logprobs(policy, groups, packing_of(policy, topology))
+    try:
+        return first_sync.compare(groups, logprobs, max_kl=MAX_FIRST_KL["fp32"])
+    except RuntimeError as error:
+        return str(error)
+
+
 def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, object]:
     groups = sampler.sample(
         PROMPTS,
@@ -80,13 +100,7 @@ def mismatch(policy, engine, sampler, topology, version: int) -> dict[str, objec
     )
     verdict = Graded(reward=1.0, correct=True, formatted=True, outcome="correct")
     samples = build_samples(groups, [[verdict] * 4] * len(groups), torch.ones(len(groups), 4))
-    packing = Packing(
-        dp_rank=topology.dp_rank,
-        dp_size=topology.dp_size,
-        max_tokens=200,
-        alignment=topology.tp_size if policy.chunks[0].config.sequence_parallel else 1,
-    )
-    batch = build_global_batch(samples, tiny.run_config(), packing, step=0)
+    batch = build_global_batch(samples, tiny.run_config(), packing_of(policy, topology), step=0)
     values = policy.forward_backward(batch.minibatches[0]).values
     responses = [response for group in groups for response in group.responses]
     return {
@@ -205,8 +219,10 @@ def main() -> None:
         sync = ColocatedWeightSync(engine, policy.mapping.hf_names(), topology.host_group)
         version = 10 * number
         sync.push(policy.hf_weights(bucket_bytes=20_000), version)
+        results[f"{name} first"] = [first_sync_says(policy, sampler, topology, version)]
         results[name] = [mismatch(policy, engine, sampler, topology, version)]
         policy.optimizer_step()
+        results[f"{name} first"].append(first_sync_says(policy, sampler, topology, version))
         # without a sync the engine must be on its own copy of the old weights
         results[f"{name} stale"] = mismatch(policy, engine, sampler, topology, version)["kl"]
         sync.push(policy.hf_weights(bucket_bytes=20_000), version + 1)

@@ -1,6 +1,7 @@
 """Real vLLM beside the real policy in the same ranks: one distribution, after every sync."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def test_engine_and_policy_agree_after_every_sync(results, layout: str) -> None:
         assert sampled["max_abs"] <= 1e-5
         assert 0 <= sampled["kl"] <= 1e-9
     assert results[f"{layout} stale"] > 1e-6  # the engine has a copy, not the policy's memory
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_the_first_sync_is_verified_token_by_token(results, layout: str) -> None:
+    """In every layout; an engine on the weights of before one small update is found out."""
+    agreement, disagreement = results[f"{layout} first"]
+    assert re.match(r"engine and policy agree on \d+ tokens: KL .*e-1\d, ", agreement)
+    kl = re.search(r"disagree after the first weight sync: KL.* is (\S+) on", disagreement)
+    assert kl is not None and float(kl[1]) > 1e-6
+    assert re.search(r"at token \d+ of \d+ of the response to prompt \d of ", disagreement)
 
 
 def test_the_same_weights_give_the_same_responses_in_every_layout(results) -> None:

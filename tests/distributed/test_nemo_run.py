@@ -37,6 +37,7 @@ def test_local_runs_quickstart_to_completion(tmp_path: Path) -> None:
     assert [record["reward/steps_without_signal"] for record in records] == [1, 2]
     assert output.count("nothing could be learned in the last step") == 1
     assert output.count("no signal in 2 of 2 steps: this run has learned nothing") == 1
+    assert "last checkpoint" in output and "the model for transformers and vLLM" in output
     assert (tmp_path / "quickstart" / "hf" / "step_000002" / "config.json").is_file()
 
 

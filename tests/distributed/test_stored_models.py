@@ -20,6 +20,7 @@ from tests.distributed.stored_worker import PROMPT
 from tests.launch import REPOSITORY, torchrun
 
 WORKER = REPOSITORY / "tests" / "distributed" / "stored_worker.py"
+SCALE = "_scale_inv"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # name -> family, what the config says besides, and what must be said
 MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -27,6 +28,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "same_head": ("qwen2_tied", {}, ""),
     "no_mtp": ("deepseek_v3", {"num_nextn_predict_layers": 1}, "the model has none"),
     "unlike_types": ("qwen2", {}, ""),
+    "eight_bits": (
+        "deepseek_v3",
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [32, 32]}},
+        "",
+    ),
 }
 NAMES = [f"{name}{ending}" for name in MODELS for ending in ("", "_megatron")]
 NARROW = ("layers.0.self_attn.k_proj", "layers.1.mlp.up_proj", "layers.2.input_layernorm")
@@ -44,6 +50,11 @@ def write(name: str, directory: Path) -> None:
         for key in tensors:
             if any(part in key for part in NARROW):
                 tensors[key] = tensors[key].bfloat16()
+    if name == "eight_bits":
+        for key in [key for key in tensors if key.endswith("down_proj.weight")]:
+            tensors[key] = tensors[key].to(torch.float8_e4m3fn)
+            blocks = [-(-size // 32) for size in tensors[key].shape]
+            tensors[key + SCALE] = torch.full(blocks, 0.25)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     build_character_tokenizer().save_pretrained(directory)
 
@@ -82,6 +93,10 @@ def test_an_export_holds_what_the_files_held(folder: Path, name: str) -> None:
     expected = load_file(folder / model / "model.safetensors")
     if model == "same_head":  # is the embedding, and stored once
         del expected[HEAD]
+    for key in [key for key in expected if key.endswith(SCALE)]:
+        weight = key.removesuffix(SCALE)
+        expected[weight] = expected[weight].float() * 0.25
+        del expected[key]
     found = load_file(exported(folder, name) / "model.safetensors")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
@@ -93,7 +108,7 @@ def test_its_config_says_so(folder: Path, name: str) -> None:
     model = name.removesuffix("_megatron")
     config = json.loads((exported(folder, name) / "config.json").read_text())
     assert config["tie_word_embeddings"] == (model == "same_head")
-    assert not config.get("num_nextn_predict_layers")
+    assert not config.get("num_nextn_predict_layers") and "quantization_config" not in config
     said = json.loads((folder / "said").read_text())[name]
     assert MODELS[model][2] in said
     assert ("note: " in said) == bool(MODELS[name][2] if name in MODELS else "")

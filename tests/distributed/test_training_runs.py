@@ -83,6 +83,10 @@ def test_pretraining_learns_and_exports(base: Path) -> None:
     records = read_metrics(base / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 71))
     assert records[0]["policy/loss"] > 4 and records[-1]["policy/loss"] < 1
+    # ten steps of warm-up: the first learns, the last has the whole rate
+    assert records[0]["policy/lr"] == pytest.approx(3e-4, rel=1e-12)
+    assert records[9]["policy/lr"] == pytest.approx(3e-3, rel=1e-12)
+    assert records[10]["policy/lr"] < 3e-3
     assert (base / "checkpoints" / "step_000070" / "metadata.json").is_file()
 
 

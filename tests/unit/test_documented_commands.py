@@ -148,6 +148,10 @@ def check_megatron_zero(words: "list[str]", request: pytest.FixtureRequest) -> N
         assert rest == []
     elif verb == "eval":
         check_eval(rest)
+    elif "--help" in rest:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(words)
+        assert ended.value.code == 0
     elif rest:  # analyze
         request.getfixturevalue("parse_only")
         files = [] if rest[1:] else ["runs/quickstart"]

@@ -15,8 +15,8 @@ from megatron_zero.hf_config import MODEL_TYPES
 
 SIZES = {
     "model_type": "qwen2",
-    "hidden_size": 64,
-    "intermediate_size": 64,
+    "hidden_size": 64,  # heads of 32: the smallest that vLLM has on a CPU
+    "intermediate_size": 8,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,

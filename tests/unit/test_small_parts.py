@@ -1,6 +1,7 @@
 """Small pure parts of the loop: seeds, metrics of a rollout, the mismatch bound, layouts."""
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,6 @@ from megatron_zero.config import (
     DataConfig,
     DocumentsConfig,
     LossConfig,
-    MismatchConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -72,11 +72,10 @@ def test_rollout_metrics_by_hand() -> None:
 
 
 def test_the_mismatch_bound_holds_at_the_bound_and_for_nan() -> None:
-    bound = MismatchConfig(max_kl=0.01)
-    check_mismatch({"mismatch/kl": 0.01, "mismatch/max_abs": 0.1}, bound, step=3)
+    check_mismatch({"mismatch/kl": 0.01, "mismatch/max_abs": 0.1}, 0.01, step=3)
     for kl in (0.0100001, float("nan"), float("inf")):
         with pytest.raises(RuntimeError, match=r"step 3: .*mismatch\.max_kl=0\.01"):
-            check_mismatch({"mismatch/kl": kl, "mismatch/max_abs": 0.1}, bound, step=3)
+            check_mismatch({"mismatch/kl": kl, "mismatch/max_abs": 0.1}, 0.01, step=3)
 
 
 def run_config(**parallel: int) -> RunConfig:
@@ -99,6 +98,31 @@ TP, PP = "tensor_model_parallel_size", "pipeline_model_parallel_size"
 def test_impossible_layouts_are_refused_with_the_numbers(parallel, world, message) -> None:
     with pytest.raises(ValueError, match=message):
         check_layout(run_config(**parallel), tiny.hf_config(tied=True), world)
+
+
+@pytest.mark.parametrize(
+    ("max_positions", "factor", "message"),
+    [
+        (4096, 1.0, ""),
+        (8192, 2.0, ""),
+        (2048, 1.0, r"=4024: must be at most the model's max_position_embeddings=2048$"),
+        (2048, 4.0, r"max_position_embeddings=2048 \(which config.json may raise to 8192, as YaRN"),
+        (8192, 1.5, r"at most the model's original_max_position_embeddings \* factor=3072 of YaRN"),
+        (8192, "4", ""),  # wrong, which the family's table says
+    ],
+)
+@pytest.mark.parametrize("block", ["rope_parameters", "rope_scaling"])
+def test_yarn_bounds_a_sequence(block: str, max_positions: int, factor: Any, message: str) -> None:
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 2048, "factor": factor}
+    if factor == 1.0:
+        yarn["original_max_position_embeddings"] = max_positions
+    hf_config = tiny.hf_config(tied=True, max_position_embeddings=max_positions)
+    hf_config[block] = yarn
+    if message:
+        with pytest.raises(ValueError, match=message):
+            check_layout(run_config(), hf_config, 1)
+    else:
+        check_layout(run_config(), hf_config, 1)
 
 
 def test_a_balance_of_experts_needs_experts() -> None:

@@ -79,12 +79,15 @@ def test_another_output_layer_is_kept_and_said(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_output_layer_is_redundant(tmp_path: Path, dtype: torch.dtype) -> None:
+    """It does not come back, and neither do rotary buffers: docs/converting.md."""
+    buffer = "model.layers.0.self_attn.rotary_emb.inv_freq"
     tensors = tensors_of("qwen2_tied")
-    tensors[HEAD] = tensors[EMBEDDING].to(dtype)
+    tensors |= {HEAD: tensors[EMBEDDING].to(dtype), buffer: torch.ones(16)}
     write(tmp_path / "hf", tensors, CONFIGS["qwen2_tied"])
     assert not any("untied" in line for line in there_and_back(tmp_path))
     back = SafetensorsSource(tmp_path / "back")
-    assert {*back.names()} == {*tensors} - {HEAD}
+    assert {*back.names()} == {*tensors} - {HEAD, buffer}
+    assert first_difference(tmp_path / "hf", tmp_path / "back") is not None
     assert told(tmp_path / "back") == CONFIGS["qwen2_tied"]
 
 
@@ -148,7 +151,7 @@ def test_prediction_layers_that_are_stored_are_kept(tmp_path: Path) -> None:
 def test_prediction_layers_that_are_stored_in_part_are_refused(tmp_path: Path, lost: str) -> None:
     tensors = {k: t for k, t in tensors_of("deepseek_v3_mtp").items() if not k.startswith(lost)}
     write(tmp_path / "hf", tensors, MTP)
-    with pytest.raises(ValueError, match=r"lacks model.layers.5.eh_proj.*drop_mtp leaves it out"):
+    with pytest.raises(ValueError, match=r"lacks model.layers.5.eh_proj.*--drop-mtp leaves it out"):
         there_and_back(tmp_path)
     there_and_back(tmp_path, drop_mtp=True)
     assert told(tmp_path / "back") == MTP | {"num_nextn_predict_layers": 0}
@@ -161,7 +164,7 @@ def test_a_prediction_layer_with_an_embedding_of_its_own_is_refused(
     tensors, name = tensors_of("deepseek_v3_mtp"), f"model.layers.4.{copy}.weight"
     tensors[name] = tensors[name] + 1
     write(tmp_path / "hf", tensors, MTP)
-    with pytest.raises(ValueError, match=f"{name} is not .*: drop_mtp leaves these layers out"):
+    with pytest.raises(ValueError, match=f"{name} is not .*: --drop-mtp leaves these layers out"):
         there_and_back(tmp_path)
     there_and_back(tmp_path, drop_mtp=True)
 
@@ -227,7 +230,9 @@ def test_the_widest_type_holds_both_of_two_narrow_ones(tmp_path: Path) -> None:
     assert first_difference(tmp_path / "hf", tmp_path / "back") is None
 
 
-def test_a_family_without_a_table_has_no_corrections(tmp_path: Path) -> None:
+def test_what_cannot_be_read_here_has_no_corrections(tmp_path: Path) -> None:
+    """The engine has more families, and more formats."""
+    assert folder_corrections(CONFIGS["qwen2_tied"], tmp_path).fields == {}
     assert folder_corrections({"model_type": "gemma2"}, tmp_path).fields == {}
     with pytest.raises(ValueError, match="model_type='gemma2'"):
         hf_corrections({"model_type": "gemma2"}, DictSource({}), tmp_path)
