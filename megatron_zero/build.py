@@ -32,7 +32,7 @@ from megatron_zero.model_files import (
 )
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
-from megatron_zero.observability.watchdog import watch_hosts
+from megatron_zero.observability.watchdog import watch_failures, watch_hosts
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
 from megatron_zero.policy.policy import Policy
@@ -54,6 +54,7 @@ def start_run(
             together, or the directory holds another run's results.
     """
     progress("joining the other processes; model files")
+    watch_failures()
     topology = initialize(config.parallel, seed=config.seed)
     watch_hosts(config.parallel.max_host_silence_s)
     run_dir = RunDir.of(config)

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,34 +88,48 @@ def tell(sentence: str, status: int, trace: str = "") -> None:
     speaks. A crash says which rank it was.
     """
     rank = os.environ.get("RANK", "")
-    if rank and _FILE in os.environ:
-        _write(sentence, status, trace)
-        if TOLD_BY_TORCHRUN in os.environ:
-            return
-    if status == MISTAKE and rank not in ("", "0"):
-        return
-    sys.stdout.flush()
-    name = f"rank {rank} ({socket.gethostname()}): " if rank and status != MISTAKE else ""
-    print(f"{trace}error: {name}{sentence}", file=sys.stderr, flush=True)
-
-
-def _write(sentence: str, status: int, trace: str) -> None:
     failure = Failure(
         status=status,
         sentence=sentence,
         traceback=trace,
-        rank=int(os.environ["RANK"]),
+        rank=int(rank or 0),
         host=socket.gethostname(),
         time_s=time.time(),
     )
-    shown = {"py_callstack": trace or f"error: {sentence}", "timestamp": str(int(failure.time_s))}
+    for find_cause in _cause_finders:
+        failure = find_cause(failure)
+    if rank and _FILE in os.environ:
+        _write(failure)
+        if TOLD_BY_TORCHRUN in os.environ:
+            return
+    if failure.status == MISTAKE and rank not in ("", "0"):
+        return
+    sys.stdout.flush()
+    told_by = f"rank {failure.rank} ({failure.host}): "
+    name = told_by if rank and failure.status != MISTAKE else ""
+    print(f"{failure.traceback}error: {name}{failure.sentence}", file=sys.stderr, flush=True)
+
+
+def _write(failure: Failure) -> None:
+    shown = {
+        "py_callstack": failure.traceback or f"error: {failure.sentence}",
+        "timestamp": str(int(failure.time_s)),
+    }
     content = {
-        "message": {"message": sentence, "extraInfo": shown},
+        "message": {"message": failure.sentence, "extraInfo": shown},
         _OURS: dataclasses.asdict(failure),
     }
     path = Path(os.environ[_FILE])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+_cause_finders: list[Callable[[Failure], Failure]] = []
+
+
+def find_causes_by(find_cause: Callable[[Failure], Failure]) -> None:
+    """Before a failure is told, ask for its cause: the failure itself, or another rank's."""
+    _cause_finders.append(find_cause)
 
 
 def written_failure(content: dict[str, Any]) -> Optional[Failure]:

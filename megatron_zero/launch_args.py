@@ -26,7 +26,7 @@ from typing import Any
 from megatron_zero.checks import UserError
 from megatron_zero.config import replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
-from megatron_zero.failures import reported, user_errors
+from megatron_zero.failures import Failure, find_causes_by, reported, user_errors
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
@@ -114,6 +114,8 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
         argv: None: the process's own.
     """
     with reported():
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+            find_causes_by(_first_of_all_hosts)
         with user_errors():
             args = parse_args(kind, sys.argv[1:] if argv is None else argv)
             hf_config = read_hf_config(args.config.model)
@@ -123,6 +125,12 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
                 check_cpu_engine(args.config.model, hf_config)
         progress("importing torch")
         run(args.config, resume=args.resume)
+
+
+def _first_of_all_hosts(failure: Failure) -> Failure:
+    from megatron_zero.observability.watchdog import first_failure  # torch, when it is too late
+
+    return first_failure(failure)
 
 
 def check_once_per_node(config: Config) -> None:

@@ -17,6 +17,8 @@ from typing import Optional
 
 import torch
 
+from megatron_zero.checks import UserError
+
 OUTCOMES = ("correct", "wrong", "unparsable", "timeout", "crash")
 
 
@@ -36,7 +38,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.token_ids:
-            raise ValueError(f"prompt {self.index} of {self.source!r} has no tokens")
+            raise UserError(f"prompt {self.index} of {self.source!r} has no tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,10 +12,11 @@ from recipes.small import quickstart_base
 def main() -> None:
     for name in ("first", "second"):
         overrides = [f"runs_dir={sys.argv[1]}", f"name={name}", "num_steps=2"]
-        pretrain(apply_overrides(quickstart_base(), [*overrides, *sys.argv[2:]]))
+        pretrain(apply_overrides(quickstart_base(), overrides))
         assert not set(JOB_VARIABLES) & os.environ.keys()
+    overrides += ["name=third", "documents.source=none.txt"]
     try:
-        pretrain(apply_overrides(quickstart_base(), [*overrides, "documents.source=none.txt"]))
+        pretrain(apply_overrides(quickstart_base(), overrides))
     except ValueError as error:
         print(f"REFUSED {error}")
 

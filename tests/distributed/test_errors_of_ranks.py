@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_zero import config_io
-from megatron_zero.config import ModelConfig, RunConfig
+from megatron_zero.config import DocumentsConfig, ModelConfig, PretrainConfig, RunConfig
 from tests.launch import ENVIRONMENT, REPOSITORY
 
 WORKER = Path(__file__).with_name("failing_worker.py")
@@ -81,3 +82,38 @@ def test_a_signal_ends_all_processes(config: Path) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert rest[-1] == "ended by SIGTERM" and job.returncode == 128 + signal.SIGTERM
     assert not any("Traceback" in line for line in rest)
+
+
+def test_a_mistake_on_one_of_two_hosts_ends_both(tmp_path: Path) -> None:
+    """Its data is on one of them only: the other waits for it, and ends with its sentence."""
+    base = tmp_path / "run.yaml"
+    data = DocumentsConfig(source="data.txt")
+    model = ModelConfig(init="random", tokenizer="characters")
+    config_io.save_config(PretrainConfig(name="run", model=model, documents=data), base)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    jobs = []
+    for host in ("complete", "lacking"):
+        folder = tmp_path / host
+        folder.mkdir()
+        if host == "complete":
+            (folder / "data.txt").write_text("text " * 100)
+        command = [sys.executable, "-m", "megatron_zero.torchrun", "--nnodes=2"]
+        command += ["--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=x"]
+        command += [f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "megatron_zero.pretrain", str(base)]
+        jobs.append(
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | ENVIRONMENT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    outputs = [job.communicate(timeout=90)[0] for job in jobs]
+    for job, output in zip(jobs, outputs, strict=True):
+        last = output.splitlines()[-1]
+        assert last.startswith("error: documents.source='data.txt': must be"), output
+        assert job.returncode == 2 and "Traceback" not in output

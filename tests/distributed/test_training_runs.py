@@ -26,7 +26,7 @@ OVERRIDES = [
     *(f"data.arithmetic.{setting}" for setting in EASY),
 ]
 # How the lines begin that a start prints: seconds and phase, the objective, the report.
-OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "truncated")
+OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "sampling", "truncated")
 START = (
     "[",
     "objective:",
