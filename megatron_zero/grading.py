@@ -1,5 +1,6 @@
 """Verifying a step's responses: each rank grades its share, all get every verdict."""
 
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -53,11 +54,17 @@ def check_golds(prompts: Sequence[Prompt], *, setting: str, value: str) -> None:
         return
     rows = ", ".join(str(prompts[place].index) for place in places[:_NUM_NAMED_ROWS])
     more = ", ..." if len(places) > _NUM_NAMED_ROWS else ""
-    logger.warning(
-        "%s: the verifier cannot read %d of %d gold answers, and only the same text will count as "
-        "correct: rows %s%s; row %d has %r",
-        *(first.source, len(places), len(prompts), rows, more, first.index, shown),
+    _warn_once(
+        f"{first.source}: the verifier cannot read {len(places):,} of {len(prompts):,} gold "
+        f"answers, and only the same text will count as correct: rows {rows}{more}; "
+        f"row {first.index} has {shown!r}"
     )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """An evaluation under ten templates reads the same golds ten times."""
+    logger.warning(message)
 
 
 class Grader:
