@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from megatron_zero.analyze_tables import Titled, file_labels, is_by_file, step_of
+from megatron_zero.analyze_tables import Titled, file_labels, is_by_file, step_of_path
 
 WIDTH, LINES_HEIGHT, BAR_HEIGHT, ROW_HEIGHT = 16.0, 3.4, 0.14, 0.25  # inches
 MAX_FILES_AS_BARS = 12  # more are a row of dots each
@@ -51,7 +51,7 @@ def _panels(table: Titled) -> list[Titled]:
     groups: dict[tuple[str, str], list[int]] = {}
     named = []
     for place, (file, sampling) in enumerate(data.index):
-        if step_of(Path(file)) is None:
+        if step_of_path(Path(file)) is None:
             named.append(place)
         else:
             groups.setdefault((str(Path(file).parent), sampling), []).append(place)
@@ -63,7 +63,7 @@ def _panels(table: Titled) -> list[Titled]:
             named += places
     panels = []
     for (folder, sampling), places in series.items():
-        steps = [step_of(Path(file)) for file, _ in data.index[places]]
+        steps = [step_of_path(Path(file)) for file, _ in data.index[places]]
         over_steps = data.iloc[places].set_axis(pd.Index(steps, name="step"), axis=0)
         title = table.title
         if len(series) > 1 or named:

@@ -1,7 +1,6 @@
 """The tables of `megatron-zero analyze`: read from rollouts, evaluations and a run's metrics."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from megatron_zero.config import RunConfig
 from megatron_zero.config_io import load_config
 from megatron_zero.judge import ask_judge
 from megatron_zero.observability.rollouts import read_rollouts
-from megatron_zero.observability.run_dir import RunDir
+from megatron_zero.observability.run_dir import ROLLOUT_SUFFIX, RunDir
 from megatron_zero.observability.sinks import read_metrics
+from megatron_zero.step_names import step_of, steps_in
 
 SAMPLED, GREEDY = "sampled", "greedy"
 
@@ -72,7 +72,9 @@ LOGGED = {  # beginning of a metric's name -> title, unit
 
 def rollout_files(path: Path) -> list[Path]:
     """The rollout files of a run directory, by step; any other path is itself."""
-    return sorted(path.glob("rollouts/step_*.jsonl.zst")) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return [RunDir(path).rollouts(step) for step in steps_in(path / "rollouts", ROLLOUT_SUFFIX)]
 
 
 def read_responses(path: Path) -> list[dict[str, Any]]:
@@ -111,10 +113,9 @@ def _sampling(record: dict[str, Any]) -> str:
     return SAMPLED if temperature > 0 else GREEDY
 
 
-def step_of(file: Path) -> Optional[int]:
+def step_of_path(path: Path) -> Optional[int]:
     """The step of a run that a file is named after, as in `step_000010.jsonl.zst`."""
-    match = re.fullmatch(r"step_(\d+)\.jsonl(?:\.zst)?", file.name)
-    return int(match[1]) if match else None
+    return step_of(path.name.removesuffix(".zst").removesuffix(".jsonl"))
 
 
 def analyze_responses(
@@ -140,6 +141,7 @@ def analyze_responses(
         ValueError: a file is not what it should be, or the judge does not answer.
     """
     files = [file for path in paths for file in rollout_files(path)]
+    files = list({file.resolve(): file for file in files}.values())  # each counts once
     progress(f"reading {len(files)} file{'s' if len(files) != 1 else ''}")
     rows = [{"file": str(file)} | row for file in files for row in read_responses(file)]
     if not rows:
@@ -224,7 +226,7 @@ def _rows_of(files: Sequence[Path], config: RunConfig) -> pd.DataFrame:
     """Every response of a run's rollout files, with its weights and what it is grouped by."""
     columns = ["question", "reward", "correct", "truncated", "length", "advantage"]
     frames = [
-        pd.DataFrame(read_responses(file), columns=columns).assign(step=step_of(file))
+        pd.DataFrame(read_responses(file), columns=columns).assign(step=step_of_path(file))
         for file in files
     ]
     rows = pd.concat(frames, ignore_index=True)
@@ -344,7 +346,7 @@ def file_labels(data: pd.DataFrame) -> list[str]:
         num_parts += 1
     labels = []
     for path, (_, sampling) in zip(paths, data.index, strict=True):
-        step = step_of(path)
+        step = step_of_path(path)
         name = path.name.split(".")[0] if step is None else f"step {step}"
         folders = path.parts[-num_parts:-1]
         parts = [*folders, name]

@@ -28,7 +28,7 @@ from typing import Any, Optional
 
 import torch
 
-from megatron_zero.checks import round_up
+from megatron_zero.checks import UserError, round_up
 from megatron_zero.config import RunConfig
 from megatron_zero.types import (
     GlobalBatch,
@@ -151,7 +151,7 @@ def pack(
         ValueError: a sequence longer than `max_tokens`.
     """
     if lengths and max(lengths) > max_tokens:
-        raise ValueError(
+        raise UserError(
             f"batch.max_tokens_per_microbatch={max_tokens}: must hold a sample of {max(lengths)}"
         )
     costs = [length * (1 + length / attention_break_even) for length in lengths]
@@ -337,6 +337,15 @@ def set_advantages(batch: GlobalBatch, advantages: torch.Tensor) -> GlobalBatch:
             microbatches.append(replace(microbatch, advantages=per_token))
         minibatches.append(replace(minibatch, microbatches=tuple(microbatches)))
     return GlobalBatch(minibatches=tuple(minibatches))
+
+
+def build_pass(samples: Sequence[TrainSample], packing: Packing) -> Minibatch:
+    """This rank's share of all samples, for a pass that only computes their logprobs."""
+    return Minibatch(
+        microbatches=_own_microbatches(samples, range(len(samples)), packing, "constant"),
+        denominator=1.0,
+        num_samples=len(samples),
+    )
 
 
 def build_document_minibatch(

@@ -10,6 +10,7 @@ Written so that nemo-run can carry it: no `X | None`, tuples, enums or optional 
 Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 """
 
+import os
 from dataclasses import dataclass, field
 from dataclasses import replace as replace
 
@@ -25,7 +26,7 @@ from megatron_zero.checks import (
 from megatron_zero.config_data import TEMPLATES as TEMPLATES
 from megatron_zero.config_data import ArchitectureConfig as ArchitectureConfig
 from megatron_zero.config_data import ArithmeticConfig as ArithmeticConfig
-from megatron_zero.config_data import DataConfig, DocumentsConfig, ModelConfig
+from megatron_zero.config_data import DataConfig, DocumentsConfig, ModelConfig, check_dataset_names
 from megatron_zero.config_objective import ANSWER_FORMATS as ANSWER_FORMATS
 from megatron_zero.config_objective import (
     AdvantageConfig,
@@ -62,7 +63,8 @@ class RolloutConfig:
         if self.temperature <= 0:
             fail("rollout.temperature", self.temperature, "must be above 0: training samples")
         if self.top_p != 1.0:
-            valid = "must be 1: a truncated distribution is not the policy that is trained"
+            valid = "must be 1: a truncated distribution is not the policy that is trained, whose "
+            valid += "logprobs must be the engine's; of evaluations alone: evaluation.top_p"
             fail("rollout.top_p", self.top_p, valid)
         if not 0 < self.gpu_memory_utilization <= 1:
             fail("rollout.gpu_memory_utilization", self.gpu_memory_utilization, "must be in (0, 1]")
@@ -164,15 +166,23 @@ class OptimizerConfig:
         return {name: getattr(self, name) for name in names if getattr(self, name) != "fp32"}
 
 
+# Of `MismatchConfig`, by `model.dtype`: what was measured is in docs/engine_mismatch.md.
+MAX_KL = {"fp32": 1e-6, "bf16": 0.02}
+MAX_FIRST_KL = {"fp32": 1e-8, "bf16": 0.005}
+
+
 @dataclass(**CONFIG_OPTIONS)
 class MismatchConfig:
-    """How far the engine's logprobs may be from the policy's before the run stops."""
+    """How far the engine's logprobs may be from the policy's before the run stops.
 
-    max_kl: float = 0.02  # k3 estimate of KL(engine || policy) over a step's trained tokens
+    Both are k3 estimates of KL(engine || policy) per token, and 0 is the dtype's own bound.
+    """
+
+    max_kl: float = 0.0  # over a step's trained tokens; 0: MAX_KL
+    max_first_kl: float = 0.0  # over a few tokens after a run's first weight sync; 0: MAX_FIRST_KL
 
     def __post_init__(self) -> None:
-        if self.max_kl <= 0:
-            fail("mismatch.max_kl", self.max_kl, "must be above 0")
+        at_least(self, "mismatch", 0, "max_kl", "max_first_kl")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -184,6 +194,8 @@ class EvaluationConfig:
     max_prompts: int = 0  # per data set; 0: all
     num_samples: int = 1
     temperature: float = 0.0
+    top_p: float = 1.0  # the likeliest tokens that together have so much; 1: all
+    top_k: int = 0  # so many of the likeliest tokens; 0: all
     max_response_tokens: int = 0  # 0: rollout.max_response_tokens
 
     def __post_init__(self) -> None:
@@ -191,6 +203,14 @@ class EvaluationConfig:
         at_least(self, "evaluation", 1, "num_samples")
         if self.num_samples > 1 and self.temperature == 0:
             fail("evaluation.num_samples", self.num_samples, "must be 1 when temperature is 0")
+        at_least(self, "evaluation", 0, "top_k")
+        if not 0 < self.top_p <= 1:
+            fail("evaluation.top_p", self.top_p, "must be in (0, 1]")
+        if self.top_p != 1 and self.temperature == 0:
+            fail("evaluation.top_p", self.top_p, "must be 1 when temperature is 0")
+        if self.top_k != 0 and self.temperature == 0:
+            fail("evaluation.top_k", self.top_k, "must be 0 when temperature is 0")
+        check_dataset_names("evaluation.datasets", self.datasets)
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -273,6 +293,16 @@ class RunConfig:
         return self.loss.kl_coef > 0 or self.advantage.kl_reward_coef > 0
 
     @property
+    def max_mismatch_kl(self) -> float:
+        """`mismatch.max_kl`, or the dtype's."""
+        return self.mismatch.max_kl or MAX_KL[self.model.dtype]
+
+    @property
+    def max_first_mismatch_kl(self) -> float:
+        """`mismatch.max_first_kl`, or the dtype's."""
+        return self.mismatch.max_first_kl or MAX_FIRST_KL[self.model.dtype]
+
+    @property
     def max_evaluation_tokens(self) -> int:
         return self.evaluation.max_response_tokens or self.rollout.max_response_tokens
 
@@ -282,7 +312,7 @@ class RunConfig:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.runs_dir}/{self.name}"
+        return os.path.expanduser(f"{self.runs_dir}/{self.name}")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -310,4 +340,4 @@ class PretrainConfig:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.runs_dir}/{self.name}"
+        return os.path.expanduser(f"{self.runs_dir}/{self.name}")

@@ -3,6 +3,7 @@
 import functools
 import logging
 from collections.abc import Sequence
+from typing import Optional
 
 import torch.distributed as dist
 
@@ -88,4 +89,16 @@ class Grader:
             for p in own
         }
         by_prompt = merged(graded, self.host_group)
+        return [by_prompt[p] for p in range(len(groups))]
+
+    def answer_classes(self, groups: Sequence[RolloutGroup]) -> list[list[Optional[int]]]:
+        """[P][G] which responses of a group give the same answer, None without one; see `votes`.
+
+        Args:
+            groups: the same on every rank.
+        """
+        own = range(self.host_group.rank(), len(groups), self.host_group.size())
+        texts = [[response.text for response in groups[p].responses] for p in own]
+        classes = dict(zip(own, self.pool.answer_classes(texts), strict=True))
+        by_prompt = merged(classes, self.host_group)
         return [by_prompt[p] for p in range(len(groups))]

@@ -11,14 +11,16 @@ from statistics import fmean
 
 import torch
 
-from megatron_zero import build, evaluate
+from megatron_zero import build, evaluate, first_sync
 from megatron_zero.analysis.rollout_stats import weight_metrics
 from megatron_zero.batching import sample_weights
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
+from megatron_zero.data.stop_tokens import check_responses_can_end
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.grading import Grader, verifier_pool
+from megatron_zero.hf_config import num_positions
 from megatron_zero.launch_args import progress
 from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
@@ -52,9 +54,12 @@ class Session(AbstractContextManager):
         self.config = config
         self._exit = ExitStack()
         self.timers = Timers()
-        self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+        start = build.start_run(config, resume=resume)
+        self.topology, self.run_dir, tokenizer, hf_config, self._stop_ids = start
+        template = config.data.template
+        check_responses_can_end(self._stop_ids, stop_strings(template), config.model)
         progress("prompts")
-        self._num_positions = hf_config["max_position_embeddings"]
+        self._num_positions = num_positions(hf_config)[0]
         self._held_out = evaluate.evaluation_prompts(config, self._num_positions, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)
@@ -117,6 +122,7 @@ class Session(AbstractContextManager):
             str(self.run_dir.model),
             config.rollout,
             tokenizer=str(self.run_dir.model),
+            stop_token_ids=self._stop_ids,
             dtype=config.model.dtype,
             max_model_len=max(config.max_sample_tokens, evaluation),
             rank=topology.rank,
@@ -160,6 +166,27 @@ class Session(AbstractContextManager):
         if self.config.optimizer.offload:
             self.policy.offload()
         return self.policy.hf_weights(bucket_bytes=self.config.rollout.sync_bucket_mib * MIB)
+
+    def verify_first_sync(self) -> None:
+        """Compare the engine with the policy on a few tokens, before anything depends on it.
+
+        Raises:
+            RuntimeError: they disagree by more than `mismatch.max_first_kl`.
+        """
+        config = self.config
+        prompts = self.prompts.peek(first_sync.PROMPTS_PER_ENGINE * self.engine.num_engines)
+        settings = SamplingSettings(
+            max_tokens=min(first_sync.MAX_TOKENS, config.rollout.max_response_tokens),
+            temperature=config.rollout.temperature,
+        )
+        groups = first_sync.draw(self.sampler, prompts, settings, version=self.start_step)
+        self.use_policy()
+        logprobs = first_sync.policy_logprobs(self.policy, groups, self.packing)
+        agreement = first_sync.compare(groups, logprobs, max_kl=config.max_first_mismatch_kl)
+        if self.topology.rank == 0:
+            print(agreement, flush=True)
+        if config.optimizer.offload or self.engine.weights_version is None:  # it slept
+            self.weight_sync.push(self.hf_weights(), version=self.start_step)
 
     def use_policy(self) -> None:
         """The engine sleeps, the policy has the device; undone by the next weight sync."""
@@ -206,6 +233,7 @@ class Session(AbstractContextManager):
             path = self.run_dir.evaluation(done)
             write_atomically(path.with_suffix(".jsonl"), evaluate.to_jsonl(records))
             settings = {"model": self.config.name, "step": done}
+            settings |= evaluate.sampling_settings(self.config.evaluation)
             write_atomically(path, evaluate.results_json(results, settings))
 
     def save_rollouts(

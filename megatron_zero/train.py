@@ -9,18 +9,20 @@ and runs this same program. There is no driver.
 import logging
 from collections.abc import Sequence
 
-from megatron_zero.config import MismatchConfig, RunConfig
-from megatron_zero.launch_args import progress, run_rank
+from megatron_zero.config import RunConfig
+from megatron_zero.launch_args import job, progress, run_rank
 
 logger = logging.getLogger(__name__)
 
 
+@job()
 def train(config: RunConfig, *, resume: bool = False) -> None:
     """Run (or with `resume` continue) one complete training run; collective over the job.
 
     Raises:
         ValueError: the configuration cannot work with this model, data or run directory.
-        RuntimeError: engine and policy disagree by more than `mismatch.max_kl`.
+        RuntimeError: engine and policy disagree by more than `mismatch.max_kl`, or after the first
+            weight sync by more than `mismatch.max_first_kl`.
         FloatingPointError: a gradient is not finite.
     """
     from megatron_zero.advantages import (
@@ -42,6 +44,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         progress("the engine's first weights, evaluation, first step")
         # the engine always starts on our weights
         weight_sync.push(run.hf_weights(), version=run.start_step)
+        run.verify_first_sync()
         run.evaluate(run.start_step)
         for step in range(run.start_step, config.num_steps):
             with timers("step"):
@@ -81,7 +84,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
                     updates = []
                     for minibatch in batch.minibatches:
                         metrics = policy.forward_backward(minibatch).values
-                        check_mismatch(metrics, config.mismatch, step=step)
+                        check_mismatch(metrics, config.max_mismatch_kl, step=step)
                         updates.append(metrics | policy.optimizer_step().values)
 
                 with timers("sync"):
@@ -100,18 +103,18 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         run.finish()
 
 
-def check_mismatch(metrics: dict[str, float], mismatch: MismatchConfig, *, step: int) -> None:
+def check_mismatch(metrics: dict[str, float], max_kl: float, *, step: int) -> None:
     """Stop before an update whose samples the policy itself would not have drawn.
 
     Raises:
-        RuntimeError: the estimate of KL(engine || policy) is above `mismatch.max_kl`, or no number.
+        RuntimeError: the estimate of KL(engine || policy) is above `max_kl`, or no number.
     """
     kl = metrics["mismatch/kl"]
-    if not kl <= mismatch.max_kl:
+    if not kl <= max_kl:
         raise RuntimeError(
             f"step {step}: engine and policy disagree on the sampled tokens: mismatch/kl={kl:.3g} "
             f"(largest difference of a logprob {metrics['mismatch/max_abs']:.3g}) is above "
-            f"mismatch.max_kl={mismatch.max_kl}; nothing was updated. Wrong weights in the engine, "
+            f"mismatch.max_kl={max_kl}; nothing was updated. Wrong weights in the engine, "
             f"another dtype or other kernels are the usual reasons."
         )
 

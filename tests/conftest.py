@@ -26,21 +26,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of layouts: each against one process."""
-    rows = [
-        dict(report.user_properties)["layout"]
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.stats.get(outcome, [])
-        if "layout" in dict(report.user_properties)
-    ]
-    if not rows:
-        return
-    terminalreporter.write_sep("-", "relative error against one process")
-    terminalreporter.write_line(f"{'layout':44}ranks     loss  gradients    weights")
-    for row in rows:
-        errors = (row.get(name) for name in ("loss", "gradients", "weights"))
-        text = "".join(f"{'' if e is None else format(e, '.1e'):>11}" for e in errors)
-        terminalreporter.write_line(f"{row['layout']:44}{row['processes']:5}{text}")
+    """The table of layouts, each against one process; and of engine against policy."""
+    outcomes = [terminalreporter.stats.get(outcome, []) for outcome in ("passed", "failed")]
+    properties = [dict(report.user_properties) for reports in outcomes for report in reports]
+    rows = [row for row in properties if "layout" in row]
+    if rows:
+        terminalreporter.write_sep("-", "relative error against one process")
+        terminalreporter.write_line(f"{'layout':44}ranks     loss  gradients    weights")
+        for row in rows:
+            errors = (row.get(name) for name in ("loss", "gradients", "weights"))
+            text = "".join(f"{'' if e is None else format(e, '.1e'):>11}" for e in errors)
+            terminalreporter.write_line(f"{row['layout']:44}{row['processes']:5}{text}")
+    rows = [row for row in properties if "mismatch_case" in row]
+    if rows:
+        terminalreporter.write_sep("-", "engine against policy, float32: KL per token")
+        terminalreporter.write_line(f"{'family':44}   step 1   step 2  largest difference")
+        for row in rows:
+            kls = "".join(f"{kl:9.1e}" for kl in row["mismatch_kls"])
+            largest = f"{row['mismatch_max_abs']:20.1e}"
+            terminalreporter.write_line(f"{row['mismatch_case']:44}{kls}{largest}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

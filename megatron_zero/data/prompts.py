@@ -114,6 +114,11 @@ class PromptCursor:
         self._position += self._num_per_step if num_prompts is None else num_prompts
         return [self._prompt_at(position) for position in range(start, self._position)]
 
+    def peek(self, num_prompts: int) -> list[Prompt]:
+        """The next `num_prompts` prompts, which are dealt out later all the same."""
+        first = self._position
+        return [self._prompt_at(position) for position in range(first, first + num_prompts)]
+
     def _prompt_at(self, position: int) -> Prompt:
         epoch, offset = divmod(position, len(self._prompts))
         if self._identity["shuffle"]:

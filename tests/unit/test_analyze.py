@@ -164,6 +164,8 @@ def test_self_reflection_by_response_and_question(run_dir: RunDir, tmp_path: Pat
     assert "reflects" not in result["responses"][0]["found"]  # no judge was asked
     of_run = report(tmp_path, "self-reflection", run_dir.path)
     assert [r["all"] for r in of_run["tables"]["responses"]] == [8, 8, 8]
+    again = report(tmp_path, "self-reflection", run_dir.path, file)  # that file is in the folder
+    assert again == of_run
 
 
 def test_a_judge_sees_every_response(run_dir: RunDir, tmp_path: Path, monkeypatch) -> None:

@@ -1,0 +1,56 @@
+"""Whether a run's data can be read, before any process is started.
+
+Every file that a run will read is opened here, in the launcher: columns, questions, answers and
+documents are checked by the functions that the ranks read them with, so that a mistake costs a
+second and one line. It needs no tokenizer, and neither torch nor transformers is imported.
+"""
+
+from pathlib import Path
+
+from megatron_zero.config import DataConfig, DocumentsConfig, PretrainConfig, RunConfig, fail
+from megatron_zero.data.datasets import evaluation_data, is_local, read_rows
+from megatron_zero.data.documents import check_columns, read_texts
+from megatron_zero.data.tables import what_is_at
+from megatron_zero.data.templates import check_few_shot
+
+# A larger corpus is read by the ranks alone: here only its columns are checked, if that is quick.
+MAX_DOCUMENT_BYTES = 256 * 2**20
+
+
+def check_data_files(config: RunConfig | PretrainConfig) -> None:
+    """Open everything that a run reads from this machine; nothing is asked over the network.
+
+    Of a data set that would come from the hub, only the name is checked. What is worth a warning
+    but no refusal, such as rows without an answer, is left to the ranks to say.
+
+    Raises:
+        ValueError: what is missing or cannot be read: setting, file and row, in one sentence.
+    """
+    if isinstance(config, PretrainConfig):
+        _check_documents(config.documents)
+        return
+    _check_dataset(config.data, config.seed, "data.dataset")
+    for name in config.evaluation.datasets:
+        data = evaluation_data(config.data, name, config.evaluation.max_prompts)
+        _check_dataset(data, config.seed, "evaluation.datasets")
+    if config.data.template == "few_shot":
+        check_few_shot(config.data.few_shot)
+
+
+def _check_dataset(data: DataConfig, seed: int, setting: str) -> None:
+    if is_local(data, setting):
+        read_rows(data, seed=seed, setting=setting)
+
+
+def _check_documents(documents: DocumentsConfig) -> None:
+    if documents.source == "arithmetic":
+        return
+    path = Path(documents.source).expanduser()
+    kind = what_is_at(path, "documents.source")
+    files = [path] if kind == "file" else [*path.glob("*"), *path.glob("*/*")]
+    if sum(file.stat().st_size for file in files if file.is_file()) > MAX_DOCUMENT_BYTES:
+        check_columns(documents)
+        return
+    texts, _ = read_texts(documents)
+    if not texts:
+        fail("documents.source", documents.source, "holds no text")
