@@ -13,6 +13,7 @@ from megatron_zero.config import ModelConfig
 from megatron_zero.config_io import Config
 from megatron_zero.data.preflight import check_data_files
 from megatron_zero.hf_config import check_model_type, local_folder, read_hf_config
+from megatron_zero.rewards.golds import check_readable
 
 # Files of the tokenizers that transformers reads; a folder with none of them has none.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
@@ -34,7 +35,7 @@ def check_files(config: Config) -> None:
     if folder is not None and model.init == "pretrained":
         _check_weights(folder, model.path)
     check_tokenizer(model)
-    check_data_files(config)
+    check_data_files(config, check_golds=check_readable)
 
 
 def check_tokenizer(model: ModelConfig) -> None:
