@@ -24,7 +24,6 @@ from megatron_zero.launch_args import (
 )
 from megatron_zero.layout import check_cpu_engine, check_engine_layout
 from megatron_zero.preflight import check_tokenizer
-from megatron_zero.rewards.golds import check_readable
 
 # option -> setting, default, help; everything else is set by its dotted name
 OPTIONS = {
@@ -106,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not count_gpus():
                 check_cpu_engine(config.model, hf_config)
             check_tokenizer(config.model)
+            from megatron_zero.rewards.golds import check_readable  # sympy: not for `--help`
+
             check_data_files(config, check_golds=check_readable)
             if not is_launched():
                 processes = f"{args.nproc} process{'es' if args.nproc > 1 else ''}"

@@ -13,7 +13,6 @@ from megatron_zero.config import ModelConfig
 from megatron_zero.config_io import Config
 from megatron_zero.data.preflight import check_data_files
 from megatron_zero.hf_config import check_model_type, local_folder, read_hf_config
-from megatron_zero.rewards.golds import check_readable
 
 # Files of the tokenizers that transformers reads; a folder with none of them has none.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
@@ -29,6 +28,8 @@ def check_files(config: Config) -> None:
     Raises:
         ValueError: what is missing or is not supported, with its setting.
     """
+    from megatron_zero.rewards.golds import check_readable  # sympy: not for `--help`
+
     model = config.model
     check_model_type(read_hf_config(model), model.path)
     folder = _local(model.path)
