@@ -97,8 +97,6 @@ def test_an_output_layer_of_another_shape_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "hf", tensors, CONFIGS["qwen2_tied"])
     shapes = r"\[130, 128\], expected \[131, 128\]"
     with pytest.raises(ValueError, match=rf"{HEAD} in .*safetensors has shape {shapes}"):
-        ValueError, match=rf"{HEAD} in .*safetensors has shape \[130, 128\], expected \[131, 128\]"
-    ):
         there_and_back(tmp_path)
 
 
