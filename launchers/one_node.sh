@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on one node, a process per GPU:
+# One run on one node, NPROC_PER_NODE processes; if unset one per GPU, and one where there is none:
 #
 #   launchers/one_node.sh qwen2_5_math_7b data.data_dir=/data
 #
@@ -7,9 +7,9 @@
 # where a script is wanted. COMMAND=pretrain runs next-token training.
 set -euo pipefail
 
-exec "${PYTHON:-python}" -m torch.distributed.run \
+exec "${PYTHON:-python}" -m megatron_zero.node \
   --standalone \
-  --nproc-per-node "${NPROC_PER_NODE:-gpu}" \
+  --nproc-per-node "${NPROC_PER_NODE:-}" \
   --max-restarts "${MAX_RESTARTS:-0}" \
-  --log-dir "${LOG_DIR:-runs/logs}" --tee 3 --local-ranks-filter 0 \
+  --log-dir "${LOG_DIR:-${STORAGE:+$STORAGE/}runs/logs}" --tee 3 --local-ranks-filter 0 \
   -m "megatron_zero.${COMMAND:-train}" "$@"

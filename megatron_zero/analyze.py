@@ -1,226 +1,166 @@
 """`megatron-zero analyze <what> …`: what responses say, and what weighs in a run's gradient.
 
+    analyze bias RUN_DIR             lengths and gradient weights, from a run's rollouts
     analyze self-reflection FILES…   phrases of self-reflection, and with --judge a model's opinion
     analyze answering FILES…         does the model answer the question, or write it on? (a judge)
-    analyze bias RUN_DIR             lengths and gradient weights, from a run's rollouts
 
-Each prints tables, draws them as a figure and keeps everything as JSON. FILES are what a run or
-`megatron-zero eval` wrote: `rollouts/step_*.jsonl.zst`, records of evaluations, or a run directory
-for all of its rollouts.
+The command line alone: what reads and draws (`analyze_tables`, `analyze_figure`) needs packages
+that take seconds to import, and the help should not.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from megatron_zero.advantages import STD_EPS
-from megatron_zero.analysis.responses import QUESTIONS, judge_messages, marks, verdict
-from megatron_zero.analysis.rollout_stats import length_bucket
-from megatron_zero.config import RunConfig
-from megatron_zero.config_io import load_config
-from megatron_zero.observability.rollouts import read_rollouts
-from megatron_zero.observability.run_dir import RunDir, write_atomically
-from megatron_zero.observability.sinks import read_metrics
+from megatron_zero.launch_args import progress
+from megatron_zero.observability.run_dir import write_atomically
 
-try:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from megatron_zero.judge import ask_judge
-except ImportError as error:
-    raise ValueError(f"analyze: {error}: pip install 'megatron_zero[analysis]'") from None
-
-Report = tuple[dict[str, pd.DataFrame], dict[str, Any]]  # tables by title, and details
 LOCAL_JUDGE = "http://localhost:8000/v1"  # where `vllm serve` listens
-LOGGED = ("response/length_", "reward/no_signal_", "weight/difficulty_", "weight/length_")
+
+_FILES = """\
+FILE is one of
+  runs/NAME                              a run: the rollouts of all of its steps
+  runs/NAME/rollouts/step_000010.jsonl.zst
+                                         the rollouts of one step
+  runs/NAME/eval/step_000010.jsonl       the responses of an evaluation
+  DIR/TEMPLATE.jsonl                     the responses of `megatron-zero eval --out DIR`"""
+_JUDGE = """\
+A judge is any model behind an OpenAI-compatible endpoint, for instance
+  vllm serve Qwen/Qwen2.5-7B-Instruct --max-model-len 16384
+Its replies are kept in OUT/{name}.replies.jsonl; what is in there is not
+asked again. A key is taken from OPENAI_API_KEY."""
+_RESULTS = """\
+Prints tables, draws them as OUT/{name}.png, and writes everything to
+OUT/{name}.json."""
+
+EPILOG = """\
+examples:
+  megatron-zero analyze bias runs/quickstart
+  megatron-zero analyze self-reflection runs/quickstart
+
+Each analysis has its own options and examples: megatron-zero analyze bias --help
+What the numbers mean is in docs/analysis.md."""
+
+SUMMARIES = {
+    "bias": "lengths and gradient weights of a run: what GRPO's two divisions would change",
+    "self-reflection": "phrases of self-reflection in responses; with --judge a model's opinion",
+    "answering": "whether responses answer the question or write it on, as a judge says",
+}
+EPILOGS = {
+    "bias": f"""\
+{_RESULTS}
+
+RUN_DIR is the directory of a training run that kept rollouts (logging.rollouts_every_num_steps).
+
+examples:
+  megatron-zero analyze bias runs/quickstart
+  megatron-zero analyze bias runs/quickstart --out runs/quickstart/analysis""",
+    "self-reflection": f"""\
+{_RESULTS}
+Greedy and sampled responses are counted apart.
+
+{_FILES}
+
+{_JUDGE}
+
+examples:
+  megatron-zero analyze self-reflection runs/quickstart
+  megatron-zero analyze self-reflection base.jsonl trained.jsonl --out comparison
+  megatron-zero analyze self-reflection base.jsonl --judge {LOCAL_JUDGE}""",
+    "answering": f"""\
+{_RESULTS}
+Greedy and sampled responses are counted apart.
+
+{_FILES}
+
+{_JUDGE}
+
+examples:
+  megatron-zero analyze answering base.jsonl instruct.jsonl
+  megatron-zero analyze answering base.jsonl --judge https://host/v1 --judge-model NAME""",
+}
 
 
-def rollout_files(path: Path) -> list[Path]:
-    """The rollout files of a run directory, by step; any other path is itself."""
-    return sorted(path.glob("rollouts/step_*.jsonl.zst")) if path.is_dir() else [path]
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one sentence, as everywhere in this program."""
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.removeprefix("megatron-zero ")
+        raise ValueError(f"{name}: {message}; see megatron-zero {name} --help")
 
 
-def read_responses(path: Path) -> list[dict[str, Any]]:
-    """The responses of a rollout file, or of an evaluation's: `prompt`, `output`, `correct` …
-
-    Raises:
-        ValueError: it is neither, or is not there.
-    """
-    try:
-        if path.suffix == ".zst":
-            return [
-                {"question": i, "prompt": record.group.prompt.text, "output": response.text}
-                | {"length": len(response.token_ids), "truncated": response.truncated}
-                | {"reward": verdict.reward, "correct": verdict.correct, "advantage": advantage}
-                for i, record in enumerate(read_rollouts(path))
-                for response, verdict, advantage in zip(
-                    record.group.responses, record.graded, record.advantages, strict=True
-                )
-            ]
-        lines = path.read_bytes().decode(errors="surrogatepass").split("\n")
-        return [
-            {name: row[name] for name in ("prompt", "output", "correct")}
-            | {"question": f"{row['benchmark']} {row['index']}"}
-            for row in map(json.loads, filter(None, lines))
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no rollouts, nor responses of an evaluation: {error}") from None
-
-
-def analyze_responses(args: argparse.Namespace) -> Report:
-    """`self-reflection` and `answering`: counts by file, and what is found in every response."""
-    files = [file for path in args.paths for file in rollout_files(path)]
-    rows = [{"file": str(file)} | row for file in files for row in read_responses(file)]
-    if not rows:
-        raise ValueError(f"no responses in {', '.join(map(str, args.paths))}")
-    if args.judge:
-        chats = [judge_messages(args.analysis, row["prompt"], row["output"]) for row in rows]
-        options = {"model": args.judge_model, "concurrency": args.concurrency}
-        path = args.out / f"{args.analysis}.replies.jsonl"
-        replies = ask_judge(chats, path, url=args.judge, **options)
-        for row, reply in zip(rows, replies, strict=True):
-            row |= {"reply": reply, "verdict": verdict(args.analysis, reply)}
-    for row in rows:
-        row["found"] = marks(args.analysis, row["output"], row.get("verdict", ""))
-    found = pd.DataFrame([row["found"] for row in rows]) > 0
-    of = pd.DataFrame(rows, columns=["file", "question", "correct"])
-    tables = {
-        "responses": found.groupby(of.file).sum(),
-        "questions": found.groupby([of.file, of.question]).any().groupby("file").sum(),
-        "accuracy": found.apply(lambda has: of[has].groupby("file").correct.mean()),
-    }
-    return tables, {"asked": QUESTIONS, "responses": rows}
-
-
-def weigh(rows: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
-    """How much each response of a run weighs in its step, under several objectives.
-
-    A response weighs sum_t |advantage * token weight|: |advantage| times its length where all
-    tokens weigh the same, |advantage| alone where a token weighs 1 / length. Divided by the sum
-    over the step, because what scales a whole step is taken out by the optimizer.
-
-    Args:
-        rows: `step`, `question`, `reward`, `length`, `truncated` and the run's `advantage`.
-
-    Returns:
-        A row for each, a column per objective; they sum to 1 over a step, or are nan throughout.
-
-    Example:
-        Advantages 0.5, -0.5 of 10 and 30 tokens: 0.25, 0.75; with 1 / length: 0.5, 0.5.
-    """
-    group = rows.groupby(["step", "question"]).reward
-    centred = rows.reward - group.transform("mean")
-    scaled = centred / (group.transform("std") + STD_EPS)
-    per_response = config.loss.length_normalizer == "response"
-    trained = ~rows.truncated | (not config.loss.mask_truncated)
-    weights = {
-        "run": rows.advantage * trained * (1 if per_response else rows.length),
-        "dr_grpo": centred * rows.length,
-        "only_std": scaled * rows.length,
-        "only_length": centred * (rows.length > 0),
-        "grpo": scaled * (rows.length > 0),
-    }
-    sizes = pd.DataFrame(weights).abs()
-    return sizes / sizes.groupby(rows.step).transform("sum")
-
-
-def analyze_bias(path: Path) -> Report:
-    """`bias` of a run directory: lengths, correlation and weights of its rollouts, and its metrics.
-
-    A weight of 1 is that of the step's mean question, or token. Rewards are the verifier's: an
-    overlong penalty is seen in the run's own weights alone.
-    """
-    run_dir, files = RunDir(path), rollout_files(path)
-    config = load_config(run_dir.config)
-    if not isinstance(config, RunConfig) or not files:
-        raise ValueError(f"{path}: not a training run that has rollouts")
-    columns = ["question", "reward", "correct", "truncated", "length", "advantage"]
-    frames = [
-        pd.DataFrame(read_responses(file), columns=columns).assign(
-            step=int(file.name[5:].split(".")[0])
-        )
-        for file in files
-    ]
-    rows = pd.concat(frames, ignore_index=True)
-    shares = weigh(rows, config)
-    step, limit = rows.groupby("step"), config.rollout.max_response_tokens
-    rows = rows.join(shares).assign(
-        success_rate=(rows.reward > 0).groupby([rows.step, rows.question]).transform("mean"),
-        quarter=[length_bucket(length, limit) for length in rows.length],
-        responses=1 / step.length.transform("size"),
-        tokens=rows.length / step.length.transform("sum"),
+def make_parser() -> argparse.ArgumentParser:
+    """One subcommand per analysis, each with its own options, explanation and examples."""
+    parser = _Parser(
+        "megatron-zero analyze",
+        description="What responses say, and what weighs in a run's gradient: tables and a figure.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    weighed = rows.dropna(subset=[*shares])
-
-    def weights(of: pd.DataFrame, by: Any, unit: str) -> pd.DataFrame:
-        sums = of.groupby(by)[[*shares, unit]].sum()
-        return sums[[*shares]].div(sums[unit], axis=0)
-
-    kinds = {"correct": rows.correct, "wrong": ~rows.correct, "truncated": rows.truncated}
-    lengths = {kind: rows[chosen].groupby("step").length.mean() for kind, chosen in kinds.items()}
-    after = {"only_std": "by std", "only_length": "by length", "grpo": "by both"}
-    moved = weighed[[*after]].sub(weighed.dr_grpo, axis=0).abs().groupby(weighed.step).sum() / 2
-    correlation = step[["advantage", "length"]].corr().advantage.unstack().length
-    tables = {
-        "mean length": pd.DataFrame(lengths),
-        "correlation of advantage and length": correlation.to_frame("r"),
-        "weight of a question": weights(weighed, "success_rate", "responses"),
-        "weight moved by normalisation": moved.rename(columns=after),
-        "weight of a token, correct": weights(weighed[weighed.correct], "quarter", "tokens"),
-        "weight of a token, wrong": weights(weighed[~weighed.correct], "quarter", "tokens"),
-    }
-    logged = pd.DataFrame(read_metrics(run_dir.metrics)).set_index("step")
-    tables |= {f"logged {g}": logged.filter(like=g).dropna(how="all") for g in LOGGED}
-    questions = weights(weighed, ["step", "question", "success_rate"], "responses")
-    correlation = rows[["advantage", "length"]].corr()
-    return tables, {"correlation": plain(correlation), "questions": plain(questions)}
+    commands = parser.add_subparsers(
+        dest="analysis", required=True, metavar="ANALYSIS", title="analyses"
+    )
+    for name, summary in SUMMARIES.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=EPILOGS[name].format(name=name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        metavar, what = "FILE", "what runs and evaluations wrote, see below"
+        if name == "bias":
+            metavar, what = "RUN_DIR", "of a training run"
+        command.add_argument("paths", nargs="+", type=Path, metavar=metavar, help=what)
+        text = "folder of the results (default: %(default)s)"
+        command.add_argument("--out", type=Path, default=Path("analysis"), metavar="OUT", help=text)
+        if name != "bias":
+            _add_judge(command, default=LOCAL_JUDGE if name == "answering" else "")
+    return parser
 
 
-def plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """For JSON: a dictionary per row, its index included; nan becomes null."""
-    return json.loads(table.reset_index().to_json(orient="records", double_precision=15))
-
-
-def write_report(report: Report, path: Path) -> None:
-    """`path` with .json: everything; with .png: each table, drawn; and the tables, printed."""
-    tables, details = report
-    shown = {title: table for title, table in tables.items() if not table.empty}
-    data = {"tables": {title: plain(table) for title, table in shown.items()}, **details}
-    write_atomically(path.with_suffix(".json"), json.dumps(data, indent=1).encode())
-    num_rows = -(-len(shown) // 2)
-    figure = Figure(figsize=(14, 4 * num_rows), layout="constrained")
-    for number, (title, table) in enumerate(shown.items(), start=1):
-        print(f"{title}\n{table.to_string(float_format='{:.3g}'.format, max_rows=12)}\n")
-        axes = figure.add_subplot(num_rows, 2, number)
-        is_number = pd.api.types.is_numeric_dtype(table.index)
-        style = {"marker": "o"} if is_number else {"kind": "bar", "rot": 10}
-        drawn = table if is_number else table.rename(index=lambda path: Path(path).name)
-        drawn.plot(ax=axes, title=title, **style)
-    figure.savefig(path.with_suffix(".png"))
-    print(*(path.with_suffix(suffix) for suffix in (".json", ".png")), sep="\n")
+def _add_judge(command: argparse.ArgumentParser, *, default: str) -> None:
+    add = command.add_argument
+    shown = default or "none is asked"
+    add("--judge", metavar="URL", default=default, help=f"endpoint of the judge (default: {shown})")
+    text = "which model, where it serves several (default: the one that is served)"
+    add("--judge-model", metavar="NAME", default="", help=text)
+    text = "requests at once (default: %(default)s)"
+    add("--concurrency", metavar="N", type=int, default=16, help=text)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one analysis.
+    """Run one analysis: everything as JSON, its tables as a figure and printed.
 
     Raises:
         ValueError: a file is not what it should be, or the judge does not answer.
     """
-    parser = argparse.ArgumentParser("megatron-zero analyze", description=__doc__)
-    parser.add_argument("analysis", choices=("self-reflection", "answering", "bias"))
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", type=Path, default=Path("analysis"), help="folder of the results")
-    parser.add_argument("--judge", metavar="URL", help=f"answering: {LOCAL_JUDGE} if not given")
-    parser.add_argument("--judge-model", default="", help="default: the one that is served")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests at once")
-    args = parser.parse_args(argv)
-    if args.analysis == "bias" and (args.judge or len(args.paths) > 1):
-        raise ValueError("analyze bias: takes one run directory, and no judge")
-    if args.analysis == "answering":
-        args.judge = args.judge or LOCAL_JUDGE
-    is_bias = args.analysis == "bias"
-    report = analyze_bias(args.paths[0]) if is_bias else analyze_responses(args)
-    write_report(report, args.out / args.analysis)
+    args = make_parser().parse_args(argv)
+    if args.analysis == "bias" and len(args.paths) > 1:
+        raise ValueError("analyze bias: takes one run directory")
+    progress("importing pandas and matplotlib")
+    try:
+        from megatron_zero.analyze_figure import draw
+        from megatron_zero.analyze_tables import Judge, analyze_bias, analyze_responses, printed
+    except ImportError as error:
+        raise ValueError(f"analyze: {error}: pip install 'megatron_zero[analysis]'") from None
+    if args.analysis == "bias":
+        report = analyze_bias(args.paths[0], progress=progress)
+    else:
+        judge = None
+        if args.judge:
+            judge = Judge(url=args.judge, model=args.judge_model, concurrency=args.concurrency)
+        report = analyze_responses(
+            args.analysis, args.paths, args.out, judge=judge, progress=progress
+        )
+    path = args.out / args.analysis
+    write_atomically(path.with_suffix(".json"), json.dumps(report.as_json(), indent=1).encode())
+    progress("drawing the figure")
+    draw(report.shown(), path.with_suffix(".png"))
+    for table in report.shown():
+        print(f"\n{printed(table)}")
+    print("", path.with_suffix(".json"), path.with_suffix(".png"), sep="\n")
     return 0

@@ -28,7 +28,7 @@ from typing import Any, Optional
 
 import torch
 
-from megatron_zero.checks import round_up
+from megatron_zero.checks import UserError, round_up
 from megatron_zero.config import RunConfig
 from megatron_zero.types import (
     GlobalBatch,
@@ -151,7 +151,7 @@ def pack(
         ValueError: a sequence longer than `max_tokens`.
     """
     if lengths and max(lengths) > max_tokens:
-        raise ValueError(
+        raise UserError(
             f"batch.max_tokens_per_microbatch={max_tokens}: must hold a sample of {max(lengths)}"
         )
     costs = [length * (1 + length / attention_break_even) for length in lengths]

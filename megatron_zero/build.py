@@ -1,6 +1,5 @@
 """From a configuration to the parts that the loops use: model files, policy, prompts."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -9,11 +8,12 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_zero.batching import Packing
-from megatron_zero.config import ModelConfig, ParallelConfig, RunConfig
+from megatron_zero.config import ParallelConfig, RunConfig
 from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
+from megatron_zero.convert.dist_checkpoint import is_checkpoint
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source
+from megatron_zero.convert.hf_dir import local_directory, open_source, read_config
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
@@ -21,12 +21,18 @@ from megatron_zero.convert.sources import TensorSource
 from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
-from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.data.stop_tokens import describe_stop_tokens, stop_token_ids
+from megatron_zero.grading import check_golds
 from megatron_zero.launch_args import progress
+from megatron_zero.model_files import (
+    check_weights,
+    complete_hf_config,
+    trained_config,
+    write_model_files,
+)
 from megatron_zero.observability.environment import collect_environment
 from megatron_zero.observability.run_dir import RunDir, create_run_dir
-from megatron_zero.observability.watchdog import watch_hosts
-from megatron_zero.policy.converted import is_megatron_checkpoint
+from megatron_zero.observability.watchdog import watch_failures, watch_hosts
 from megatron_zero.policy.model import padded_vocab_size
 from megatron_zero.policy.parallel import Topology, initialize
 from megatron_zero.policy.policy import Policy
@@ -34,47 +40,21 @@ from megatron_zero.policy.policy import Policy
 logger = logging.getLogger(__name__)
 
 
-def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
-    """The model's config with what only the tokenizer knows filled in."""
-    hf_config = with_vocab_size(read_hf_config(model), len(tokenizer))
-    if not model.path:
-        hf_config |= {
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-        }
-    family = family_for(hf_config)
-    return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
-
-
-def write_model_files(
-    directory: Path,
-    model: ModelConfig,
-    hf_config: dict[str, Any],
-    tokenizer: Any,
-    source: Path | None,
-) -> None:
-    """Config and tokenizer without weights: what the engine starts from and an export carries."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if source is not None and not model.tokenizer:
-        for path in carried_files(source):
-            shutil.copy(path, directory)
-    else:
-        tokenizer.save_pretrained(directory)
-    config_path = directory / "config.json"
-    config_path.write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
-
-
-def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, dict[str, Any]]:
+def start_run(
+    config: Config, *, resume: bool
+) -> tuple[Topology, RunDir, Any, dict[str, Any], tuple[int, ...]]:
     """Join the job, make the run directory and its model files; collective.
 
     Returns:
-        Topology, run directory, tokenizer, and the completed HF config.
+        Topology, run directory, tokenizer, the completed HF config, and the tokens that end a
+        response.
 
     Raises:
-        ValueError: no such model or tokenizer, or the directory holds another run's results.
+        ValueError: no such model or tokenizer, files of it that are damaged or do not belong
+            together, or the directory holds another run's results.
     """
     progress("joining the other processes; model files")
+    watch_failures()
     topology = initialize(config.parallel, seed=config.seed)
     watch_hosts(config.parallel.max_host_silence_s)
     run_dir = RunDir.of(config)
@@ -83,11 +63,19 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     source: Path | None = None
     if config.model.path:
         source = local_directory(config.model.path, "model.path", topology.host_group)
+    hf_config, notes = trained_config(hf_config, config.model, source)
     if topology.rank == 0:
+        for note in notes:
+            print(f"note: {note}", flush=True)
+    stop_ids = stop_token_ids(config.model, tokenizer, source)
+    if topology.rank == 0:
+        if source is not None:
+            check_weights(config.model, hf_config, source)
         create_run_dir(config, resume=resume)
-        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
+        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source, stop_ids)
+        print(f"stop tokens: {describe_stop_tokens(stop_ids, tokenizer)}", flush=True)
     dist.barrier(group=topology.host_group)
-    return topology, run_dir, tokenizer, hf_config
+    return topology, run_dir, tokenizer, hf_config, stop_ids
 
 
 def build_policy(
@@ -104,8 +92,8 @@ def build_policy(
     if config.model.init == "pretrained":
         directory = local_directory(config.model.path, "model.path", topology.host_group)
         source = directory
-        if not is_megatron_checkpoint(directory):
-            source = open_source(directory, hf_config, config.model.dtype)
+        if not is_checkpoint(directory):
+            source = open_source(directory, read_config(directory), config.model.dtype)
     return Policy(
         mapping,
         source,
@@ -161,6 +149,7 @@ def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
     prompts = build_prompts(
         rows, tokenizer, data.template, longest, data.dataset, few_shot=data.few_shot
     )
+    check_golds(prompts, setting="data.answer_key", value=data.answer_key)
     return PromptCursor(
         prompts, config.rollout.num_prompts_per_step, config.seed, config.data.shuffle
     )
@@ -168,6 +157,7 @@ def build_prompt_cursor(config: RunConfig, tokenizer: Any) -> PromptCursor:
 
 def export_hf(policy: Policy, run_dir: RunDir, step: int, *, bucket_bytes: int) -> None:
     """An HF checkpoint `hf/step_*` that transformers and vLLM load; collective, rank 0 writes."""
+    progress("the model for transformers and vLLM")
     directory = run_dir.hf(step)
     weights = policy.hf_weights(bucket_bytes=bucket_bytes)
     if policy.topology.rank == 0:

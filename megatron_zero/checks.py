@@ -10,9 +10,17 @@ def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
+class UserError(ValueError):
+    """What a user gave cannot work: a setting, a file, a model. Its text says what would.
+
+    A process that ends with it prints the text and no traceback; any other exception, a plain
+    `ValueError` of deeper code too, is a crash (`failures`).
+    """
+
+
 def fail(path: str, value: object, valid: str) -> NoReturn:
     """Refuse one setting: every configuration error has this form."""
-    raise ValueError(f"{path}={value!r}: {valid}")
+    raise UserError(f"{path}={value!r}: {valid}")
 
 
 def at_least(section: object, prefix: str, bound: float, *names: str) -> None:
@@ -38,6 +46,11 @@ def check_run(config: Any) -> None:
     """What every kind of run must have."""
     if not config.name or "/" in config.name or config.name.startswith("."):
         fail("name", config.name, "must be a plain folder name")
+    if not config.runs_dir:  # the run would be in the file system's root
+        fail("runs_dir", "", "must be a folder; '.' is the one you are in")
+    for setting in ("name", "runs_dir"):
+        if "\0" in getattr(config, setting):
+            fail(setting, getattr(config, setting), "must not hold a NUL character")
     if config.num_steps < 1:
         fail("num_steps", config.num_steps, "must be at least 1")
     if config.seed < 0:

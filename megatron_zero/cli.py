@@ -2,8 +2,9 @@
 
 Everything that can be wrong with a command line is found here, before a process is started and
 without importing torch: the settings, the layout against the model's sizes and the number of
-processes, and a run directory that would be written over. Then this process becomes torchrun, on
-the resolved `config.yaml` of the run directory, which is the run's exact and repeatable command.
+processes, the files of model and data, and a run directory that would be written over. Then this
+process becomes torchrun, on the resolved `config.yaml` of the run directory, which is the run's
+exact and repeatable command.
 
 Under torchrun already (a launcher script, Slurm), the command runs in this process, as `analyze`
 and `doctor` always do, and `eval` until it has checked its own options.
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from megatron_zero.config_io import Config, changed_settings, kind_of, load_config
+from megatron_zero.failures import user_errors
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.launch_args import (
     COMMANDS,
@@ -24,10 +26,10 @@ from megatron_zero.launch_args import (
     count_gpus,
     is_launched,
     parse_args,
-    user_errors,
 )
-from megatron_zero.layout import check_layout
-from megatron_zero.observability.run_dir import RunDir, create_run_dir
+from megatron_zero.layout import check_cpu_engine, check_layout
+from megatron_zero.observability.run_dir import RunDir, check_startable, create_run_dir
+from megatron_zero.preflight import check_files
 
 VERBS = {
     **COMMANDS,
@@ -77,7 +79,12 @@ def _launch(kind: str, args: LaunchArgs) -> None:
     """Check what was asked for and become torchrun, so that signals and the status are its own."""
     config = args.config
     nproc = args.nproc or count_gpus() or 1
-    check_layout(config, read_hf_config(config.model), nproc)
+    hf_config = read_hf_config(config.model)
+    check_layout(config, hf_config, nproc)
+    check_startable(config.run_dir, resume=args.resume)
+    check_files(config)
+    if kind == "train" and not count_gpus():
+        check_cpu_engine(config.model, hf_config)
     if args.resume:
         _report_changes(config)
     create_run_dir(config, resume=args.resume)

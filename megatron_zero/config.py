@@ -10,6 +10,7 @@ Written so that nemo-run can carry it: no `X | None`, tuples, enums or optional 
 Units are in the names: `_s` seconds, `_gib` GiB, `num_` counts, `max_` bounds.
 """
 
+import os
 from dataclasses import dataclass, field
 from dataclasses import replace as replace
 
@@ -25,12 +26,13 @@ from megatron_zero.checks import (
 from megatron_zero.config_data import TEMPLATES as TEMPLATES
 from megatron_zero.config_data import ArchitectureConfig as ArchitectureConfig
 from megatron_zero.config_data import ArithmeticConfig as ArithmeticConfig
-from megatron_zero.config_data import DataConfig, DocumentsConfig, ModelConfig
+from megatron_zero.config_data import DataConfig, DocumentsConfig, ModelConfig, check_dataset_names
 from megatron_zero.config_objective import ANSWER_FORMATS as ANSWER_FORMATS
 from megatron_zero.config_objective import (
     AdvantageConfig,
     LossConfig,
     RewardConfig,
+    check_group,
     check_objective,
 )
 
@@ -61,7 +63,8 @@ class RolloutConfig:
         if self.temperature <= 0:
             fail("rollout.temperature", self.temperature, "must be above 0: training samples")
         if self.top_p != 1.0:
-            valid = "must be 1: a truncated distribution is not the policy that is trained"
+            valid = "must be 1: a truncated distribution is not the policy that is trained, whose "
+            valid += "logprobs must be the engine's; of evaluations alone: evaluation.top_p"
             fail("rollout.top_p", self.top_p, valid)
         if not 0 < self.gpu_memory_utilization <= 1:
             fail("rollout.gpu_memory_utilization", self.gpu_memory_utilization, "must be in (0, 1]")
@@ -130,7 +133,7 @@ class OptimizerConfig:
     lr: float = 1e-6
     min_lr: float = 0.0
     lr_schedule: str = "constant"
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # the first has lr / warmup_steps, the last has lr
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -191,6 +194,8 @@ class EvaluationConfig:
     max_prompts: int = 0  # per data set; 0: all
     num_samples: int = 1
     temperature: float = 0.0
+    top_p: float = 1.0  # the likeliest tokens that together have so much; 1: all
+    top_k: int = 0  # so many of the likeliest tokens; 0: all
     max_response_tokens: int = 0  # 0: rollout.max_response_tokens
 
     def __post_init__(self) -> None:
@@ -198,6 +203,14 @@ class EvaluationConfig:
         at_least(self, "evaluation", 1, "num_samples")
         if self.num_samples > 1 and self.temperature == 0:
             fail("evaluation.num_samples", self.num_samples, "must be 1 when temperature is 0")
+        at_least(self, "evaluation", 0, "top_k")
+        if not 0 < self.top_p <= 1:
+            fail("evaluation.top_p", self.top_p, "must be in (0, 1]")
+        if self.top_p != 1 and self.temperature == 0:
+            fail("evaluation.top_p", self.top_p, "must be 1 when temperature is 0")
+        if self.top_k != 0 and self.temperature == 0:
+            fail("evaluation.top_k", self.top_k, "must be 0 when temperature is 0")
+        check_dataset_names("evaluation.datasets", self.datasets)
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -220,9 +233,10 @@ class LoggingConfig:
     tensorboard: bool = True
     wandb_project: str = ""  # "": off
     rollouts_every_num_steps: int = 10  # rollouts written to the run directory; 0: never
+    warn_after_steps_without_signal: int = 3  # in a row; 0: no warning
 
     def __post_init__(self) -> None:
-        at_least(self, "logging", 0, "rollouts_every_num_steps")
+        at_least(self, "logging", 0, "rollouts_every_num_steps", "warn_after_steps_without_signal")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -249,6 +263,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_run(self)
+        check_group(self)
         what = "rollout.num_prompts_per_step * rollout.group_size"
         size = self.batch.global_batch_size
         divides("batch.global_batch_size", size, self.responses_per_step, what)
@@ -297,7 +312,7 @@ class RunConfig:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.runs_dir}/{self.name}"
+        return os.path.expanduser(f"{self.runs_dir}/{self.name}")
 
 
 @dataclass(**CONFIG_OPTIONS)
@@ -325,4 +340,4 @@ class PretrainConfig:
 
     @property
     def run_dir(self) -> str:
-        return f"{self.runs_dir}/{self.name}"
+        return os.path.expanduser(f"{self.runs_dir}/{self.name}")

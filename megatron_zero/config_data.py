@@ -3,6 +3,8 @@
 Import them from `config`: it has every section.
 """
 
+import os
+import re
 from dataclasses import dataclass, field
 
 from megatron_zero.checks import CONFIG_OPTIONS, at_least, divides, fail, one_of
@@ -12,6 +14,53 @@ TEMPLATES = {"qwen_math": "boxed", "r1": "answer_tag", "no": "boxed", "arithmeti
 TEMPLATES |= {"open_reasoner_zero": "answer_tag_lenient", "prime_zero": "boxed"}
 TEMPLATES |= {"llama_instruct": "boxed", "r1_distill_qwen": "boxed_after_think"}
 TEMPLATES |= {"qwen3": "boxed_after_think", "few_shot": "boxed"}
+
+FILE_SUFFIXES = (".parquet", ".jsonl", ".json")  # of data sets that are files
+_HUB_ID_WITH_CONFIG = re.compile(r"([\w.-]+)@[\w.-]+/([\w.-]+)")
+
+
+def dataset_name(dataset: str) -> str:
+    """What a data set that is evaluated is called in metrics, files and tables.
+
+    A known name is itself, a path its last part without the suffix, a hub id what follows the
+    owner, behind its config if it has one. What cannot stand in a metric's name becomes "_".
+
+    Example:
+        dataset_name("/data/eval/aime.parquet") == "aime"
+        dataset_name("main@openai/gsm8k") == "main-gsm8k"
+    """
+    with_config = _HUB_ID_WITH_CONFIG.fullmatch(dataset)
+    if with_config:
+        name = f"{with_config[1]}-{with_config[2]}"
+    else:
+        name = os.path.basename(os.path.abspath(dataset))
+        for suffix in FILE_SUFFIXES:
+            name = name.removesuffix(suffix)
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def check_dataset_names(path: str, datasets: "list[str]") -> None:
+    """Refuse data sets that would be counted twice, or that have one name.
+
+    Args:
+        path: of the setting, for the message.
+
+    Raises:
+        ValueError: an entry is empty, is there twice, is called as another one, or as the average.
+    """
+    by_name: dict[str, str] = {}
+    for dataset in datasets:
+        if not dataset.strip():
+            fail(path, datasets, "has an empty name")
+        name = dataset_name(dataset)
+        if name == "average":
+            fail(path, dataset, "results call the mean over data sets so: rename it")
+        if name in by_name and by_name[name] == dataset:
+            fail(path, datasets, f"{dataset} is there twice: each data set must be there once")
+        if name in by_name:
+            both = f"{by_name[name]} and {dataset} would both be called {name}"
+            fail(path, datasets, f"{both}: leave one out, or rename one")
+        by_name[name] = dataset
 
 
 @dataclass(**CONFIG_OPTIONS)

@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import PretrainConfig, RunConfig, fail
-from megatron_zero.strict_yaml import dump_yaml, load_yaml
+from megatron_zero.strict_yaml import BOOLEANS, NULLS, dump_yaml, is_plain, load_yaml
 
 Config = RunConfig | PretrainConfig
 Recipes = Mapping[str, Callable[[], Config]]
@@ -31,6 +32,7 @@ KINDS: dict[str, type[Config]] = {"train": RunConfig, "pretrain": PretrainConfig
 
 _INTEGER = re.compile(r"[-+]?[0-9](_?[0-9]){0,30}")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOTHING = (*(word for word in NULLS if word), "None")  # what a person may mean by these
 _TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}
 
 
@@ -67,8 +69,30 @@ def _describe(hint: Any) -> str:
     if dataclasses.is_dataclass(hint):
         return f"a section with keys {', '.join(_field_types(hint))}"
     if typing.get_origin(hint) is list:
-        return "a list of text, as a,b or [a, b]"
+        return "a list of text, as [a, b] (on a command line also a,b)"
     return _TYPE_NAMES[hint]
+
+
+def _instead(value: Any, hint: Any) -> str:
+    """What to write where `value`, of YAML or Python, is a slip: begins with `; `, or is ""."""
+    is_list = typing.get_origin(hint) is list
+    if value is None and (hint is str or is_list):
+        return f"; for nothing write {'[]' if is_list else repr('')}"
+    if isinstance(value, str):
+        if is_list:
+            return f"; a list of one is [{value}]" if value and "," not in value else ""
+        if hint in (int, float, bool) and is_plain(value.strip(), hint):
+            return "; in quotes it is text: take them away"
+        if hint is int and _INTEGER.fullmatch(value):
+            return f"; in YAML without _: {int(value)}"
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return f"; write {int(value)}"
+    if hint is str and isinstance(value, int | float):
+        return "; put it in quotes"
+    if is_list and isinstance(value, list) and value:
+        odd = next(item for item in value if not isinstance(item, str))
+        return f"; put {odd} in quotes" if isinstance(odd, int | float) else ""
+    return ""
 
 
 def _unknown_key(root: type, cls: type, path: str, key: object, value: object) -> NoReturn:
@@ -99,7 +123,7 @@ def _checked(path: str, value: Any, hint: Any, root: Any = None) -> Any:
             return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    fail(path, value, f"must be {_describe(hint)}")
+    fail(path, value, f"must be {_describe(hint)}{_instead(value, hint)}")
 
 
 def _build(path: str, data: Any, cls: type, root: type) -> Any:
@@ -164,9 +188,12 @@ def load_config(path: str | Path) -> Config:
     """
     try:
         data = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ValueError(f"{path}: cannot be read: {reason}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = 1 + error.object.count(b"\n", 0, error.start)
+        byte = f"byte 0x{error.object[error.start]:02x}"
+        raise UserError(f"{path}, line {line}: cannot be read: not UTF-8 text ({byte})") from None
     try:
         if not isinstance(data, dict):
             fail("config", data, "must be a mapping of settings")
@@ -175,7 +202,7 @@ def load_config(path: str | Path) -> Config:
             fail("kind", kind, f"must be one of {', '.join(KINDS)}")
         return from_dict(KINDS[kind], data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -193,19 +220,37 @@ def save_config(config: Config, path: str | Path) -> None:
 def _parse_text(path: str, text: str, hint: Any) -> Any:
     """The value that `text`, from a command line, has in a field of type `hint`."""
     if hint is str:
+        if text in _NOTHING:
+            fail(path, text, f"is a text here, not nothing; for nothing write {path}=")
         return text
     text = text.strip(string.whitespace)  # ASCII only, as float()
     if typing.get_origin(hint) is list:
-        if text.startswith("["):
-            return _checked(path, load_yaml(text, path), hint)
-        return [item.strip() for item in text.split(",")] if text else []
-    if hint is bool and text in ("true", "false"):
-        return text == "true"
+        return _parse_list(path, text, hint)
+    if hint is bool and text in BOOLEANS:
+        return BOOLEANS[text]
     if hint is int and _INTEGER.fullmatch(text):
         return int(text)
     if hint is float and _NUMBER.fullmatch(text):
         return _checked(path, float(text), hint)
-    fail(path, text, f"must be {_describe(hint)}")
+    instead = ""
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":
+        instead = "; write it without the quotes" if is_plain(text[1:-1], hint) else ""
+    elif hint is int and _NUMBER.fullmatch(text):
+        instead = _instead(float(text), hint)
+    fail(path, text, f"must be {_describe(hint)}{instead}")
+
+
+def _parse_list(path: str, text: str, hint: Any) -> list[str]:
+    if text.startswith("["):
+        return _checked(path, load_yaml(text, path), hint)
+    if not text:
+        return []
+    items = [item.strip() for item in text.split(",")]
+    for item in items:
+        if not item or item in _NOTHING:
+            described = f"{item!r} is a text here, not nothing" if item else "an item is empty"
+            fail(path, text, f"{described}; for an empty list write {path}=")
+    return items
 
 
 def _set_override(root: type, data: dict[str, Any], override: str) -> None:
@@ -213,7 +258,7 @@ def _set_override(root: type, data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     path = path.strip()
     if not equals or not path:
-        raise ValueError(f"{override!r}: must be dotted.key=value, as in rollout.group_size=4")
+        raise UserError(f"{override!r}: must be dotted.key=value, as in rollout.group_size=4")
     cls, done, rest = root, "", path
     while True:
         key, _, after = rest.partition(".")
@@ -235,8 +280,9 @@ def _set_override(root: type, data: dict[str, Any], override: str) -> None:
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     """`config` with `dotted.key=value` texts applied, all of them before the checks run.
 
-    A text is read by the field's declared type: `1e-6` for a float, `true` or `false`, `a,b` or
-    `[a, b]` for a list, anything (nothing too) for text. The last one of a key wins.
+    A text is read by the field's declared type: `1e-6` for a float, `true` or `false` (`True` and
+    `TRUE` too, as in YAML), `a,b` or `[a, b]` for a list, anything (nothing too) for text, but for
+    `None`, `null` and `~`, which would be names. The last one of a key wins.
 
     Raises:
         ValueError: unknown key, a text that is not of the field's type, or a config that is not
@@ -266,11 +312,11 @@ def _load_target(target: str, recipes: Recipes | None) -> Config:
         return recipes[target]()
     if path.is_dir():
         hint = f"; did you mean {path / 'config.yaml'}?" if (path / "config.yaml").exists() else ""
-        raise ValueError(f"{target}: is a folder, not a recipe or a YAML file{hint}")
+        raise UserError(f"{target}: is a folder, not a recipe or a YAML file{hint}")
     near = difflib.get_close_matches(target, recipes, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     names = ", ".join(sorted(recipes)) or "none"
-    raise ValueError(f"{target}: no such recipe, nor a .yaml file; {hint}recipes: {names}")
+    raise UserError(f"{target}: no such recipe, nor a .yaml file; {hint}recipes: {names}")
 
 
 def resolve(
@@ -294,7 +340,7 @@ def resolve(
     """
     config = _load_target(target, recipes)
     if kind_of(config) != kind:
-        raise ValueError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
+        raise UserError(f"{target}: is for `megatron-zero {kind_of(config)}`, not `{kind}`")
     if preset is not None:
         assert isinstance(config, RunConfig)
         config = preset(config)

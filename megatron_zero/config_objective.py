@@ -96,16 +96,21 @@ class LossConfig:
             fail("loss.importance_level", level, valid)
 
 
+def check_group(config: Any) -> None:
+    """Refuse groups without a baseline; `config`: a RunConfig.
+
+    Of one response the mean of all is its own reward, and the mean of the others does not exist.
+    """
+    if config.rollout.group_size < 2:
+        valid = (
+            f"must be at least 2: with advantage.baseline={config.advantage.baseline!r} a single "
+            f"response to a prompt has nothing to be compared with, and nothing would be learned"
+        )
+        fail("rollout.group_size", config.rollout.group_size, valid)
+
+
 def check_objective(config: Any) -> None:
     """Refuse combinations of sections that no estimator is defined for; `config`: a RunConfig."""
-    if config.rollout.group_size < 2:
-        needs = "needs rollout.group_size of at least 2"
-        if config.advantage.normalize_std:
-            fail("advantage.normalize_std", True, needs)
-        if config.advantage.baseline == "leave_one_out":
-            fail("advantage.baseline", "leave_one_out", needs)
-        if config.rollout.max_rounds > 1:
-            fail("rollout.max_rounds", config.rollout.max_rounds, needs)
     buffer, longest = config.reward.overlong_buffer_tokens, config.rollout.max_response_tokens
     if buffer > longest:
         valid = f"must be at most rollout.max_response_tokens={longest}"

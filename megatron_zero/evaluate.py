@@ -5,9 +5,10 @@
 
     {"benchmark": "aime", "index": 0, "temperature": 1.0, "sample": 3, "prompt": "…",
      "reference": ["204"], "output": "… \\boxed{204}", "num_tokens": 812, "truncated": false,
-     "reward": 1.0, "correct": true, "formatted": true, "outcome": "correct"}
+     "reward": 1.0, "correct": true, "formatted": true, "outcome": "correct", "answer_class": 0}
 
-What counts here is `correct`, the verdict on a response whether it was truncated or not.
+What counts here is `correct`, the verdict on a response whether it was truncated or not. Responses
+of one problem that give the same answer have the same `answer_class`, without an answer null.
 """
 
 import dataclasses
@@ -18,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_zero.analysis.statistics import mean_intervals, pass_at_k
-from megatron_zero.config import RunConfig, fail
-from megatron_zero.data.datasets import evaluation_data, load_rows
+from megatron_zero.analysis.statistics import majority_at_k, mean_intervals, pass_at_k
+from megatron_zero.config import EvaluationConfig, RunConfig, fail
+from megatron_zero.config_data import dataset_name
+from megatron_zero.data.datasets import Row, evaluation_data, load_rows
 from megatron_zero.data.prompts import build_prompts
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import derive_seed
-from megatron_zero.grading import Grader
+from megatron_zero.grading import Grader, check_golds
 from megatron_zero.rollout.engine import SamplingSettings
 from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.types import Prompt
@@ -40,20 +42,27 @@ def evaluation_prompts(config: RunConfig, num_positions: int, tokenizer: Any) ->
     long prompt may have less room than `max_evaluation_tokens`.
 
     Args:
-        num_positions: the model's `max_position_embeddings`.
+        num_positions: how many the model has, see `hf_config.num_positions`.
 
     Raises:
-        ValueError: no such data set, or a prompt that the model has no positions for.
+        ValueError: no such data set, one that is there twice under two names, a prompt that the
+            model has no positions for, or gold answers of which the verifier can read none.
     """
     prompts: list[Prompt] = []
-    for name in config.evaluation.datasets:
-        data = evaluation_data(config.data, name, config.evaluation.max_prompts)
+    datasets: dict[tuple[Row, ...], str] = {}
+    for dataset in config.evaluation.datasets:
+        data = evaluation_data(config.data, dataset, config.evaluation.max_prompts)
         rows = load_rows(data, seed=config.seed, setting="evaluation.datasets")
-        room, few_shot = num_positions - 1, data.few_shot
+        before = datasets.setdefault(tuple(rows), dataset)
+        if before != dataset:
+            valid = f"has the same problems as {before}, which would count twice: leave one out"
+            fail("evaluation.datasets", dataset, valid)
+        room, few_shot, name = num_positions - 1, data.few_shot, dataset_name(dataset)
         fit = build_prompts(rows, tokenizer, data.template, room, name, few_shot=few_shot)
         if missing := len(rows) - len(fit):
             valid = f"{missing} prompts do not fit into the model's {num_positions} positions"
-            fail("evaluation.datasets", name, valid)
+            fail("evaluation.datasets", dataset, valid)
+        check_golds(fit, setting="evaluation.datasets", value=dataset)
         prompts += fit
     return prompts
 
@@ -76,6 +85,8 @@ def evaluate(
     settings = SamplingSettings(
         max_tokens=config.max_evaluation_tokens,
         temperature=config.evaluation.temperature,
+        top_p=config.evaluation.top_p,
+        top_k=config.evaluation.top_k,
         stop=stop_strings(config.data.template),
     )
 
@@ -86,22 +97,30 @@ def evaluate(
     groups = sampler.sample(
         prompts, settings, group_size=n, seed_of=seed_of, policy_version=version
     )
-    return [
-        {
-            "benchmark": group.prompt.source,
-            "index": group.prompt.index,
-            "temperature": settings.temperature,
-            "sample": sample,
-            "prompt": group.prompt.text,
-            "reference": list(group.prompt.answers),
-            "output": response.text,
-            "num_tokens": len(response.token_ids),
-            "truncated": response.truncated,
-            **dataclasses.asdict(verdict),
-        }
-        for group, row in zip(groups, grader.score(groups), strict=True)
-        for sample, (response, verdict) in enumerate(zip(group.responses, row, strict=True))
-    ]
+    verdicts, classes = grader.score(groups), grader.answer_classes(groups)
+    records: list[Record] = []
+    for p, group in enumerate(groups):
+        for sample, response in enumerate(group.responses):
+            record = {
+                "benchmark": group.prompt.source,
+                "index": group.prompt.index,
+                "temperature": settings.temperature,
+                "sample": sample,
+                "prompt": group.prompt.text,
+                "reference": list(group.prompt.answers),
+                "output": response.text,
+                "num_tokens": len(response.token_ids),
+                "truncated": response.truncated,
+            }
+            record |= dataclasses.asdict(verdicts[p][sample])
+            records.append(record | {"answer_class": classes[p][sample]})
+    return records
+
+
+def sampling_settings(evaluation: EvaluationConfig) -> dict[str, Any]:
+    """How an evaluation draws its responses, by dotted name: for what is written and compared."""
+    names = ("num_samples", "temperature", "top_p", "top_k")
+    return {f"evaluation.{name}": getattr(evaluation, name) for name in names}
 
 
 def to_jsonl(records: Iterable[Record]) -> bytes:
@@ -118,7 +137,8 @@ def summarize(records: Iterable[Record]) -> Results:
 
     Returns:
         {"greedy": {"aime": {"metrics": {"accuracy": [0.433, 0.267, 0.6], …}, "num_samples": 1,
-        "problems": {"0": 1.0, …}}, …, "average": {"metrics": …}}}; of problems the accuracies.
+        "problems": {"0": 1.0, …}, "at_k": {}}, …, "average": {"metrics": …}}}; of problems the
+        accuracies, and their values of what k samples give: {"maj@8": {"0": 1.0, …}, …}.
     """
     problems: dict[tuple[str, str, int], list[Record]] = {}
     for record in records:
@@ -126,9 +146,14 @@ def summarize(records: Iterable[Record]) -> Results:
         problems.setdefault((mode, record["benchmark"], record["index"]), []).append(record)
     results: Results = {}
     for (mode, name, index), rows in problems.items():
-        entry = results.setdefault(mode, {}).setdefault(name, {"problems": {}, "metrics": []})
-        entry["metrics"].append(_problem_metrics(rows))
-        entry["problems"][str(index)] = entry["metrics"][-1]["accuracy"]
+        empty = {"problems": {}, "at_k": {}, "metrics": []}
+        entry = results.setdefault(mode, {}).setdefault(name, empty)
+        metrics = _problem_metrics(rows)
+        entry["metrics"].append(metrics)
+        entry["problems"][str(index)] = metrics["accuracy"]
+        for metric, value in metrics.items():
+            if "@" in metric:
+                entry["at_k"].setdefault(metric, {})[str(index)] = value
         entry["num_samples"] = len(rows)
     for by_name in results.values():
         parts = {}
@@ -147,8 +172,15 @@ def _problem_metrics(rows: Sequence[Record]) -> dict[str, float]:
     """One problem's numbers, from all of its samples; rates, and last the length in tokens."""
     n, num_correct = len(rows), sum(row["correct"] for row in rows)
     ks = sorted({n, *(2**i for i in range(n.bit_length()))} - {1})
+    classes: dict[int, list[bool]] = {}
+    for row in rows:
+        if row["answer_class"] is not None:
+            classes.setdefault(row["answer_class"], []).append(row["correct"])
+    votes = [(len(correct), sum(correct)) for correct in classes.values()]
+    num_silent = n - sum(size for size, _ in votes)
     return {
         "accuracy": num_correct / n,
+        **{f"maj@{k}": majority_at_k(votes, num_silent, k) for k in ks},
         **{f"pass@{k}": pass_at_k(n, num_correct, k) for k in ks},
         "truncated_frac": fmean(row["truncated"] for row in rows),
         "formatted_frac": fmean(row["formatted"] for row in rows),

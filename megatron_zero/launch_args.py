@@ -7,27 +7,40 @@ mistake is reported in less time than importing torch takes.
     with user_errors():
         args = parse_args("train", argv)
         check_layout(args.config, read_hf_config(args.config.model), world_size())
+        check_files(args.config)
 """
 
 import argparse
+import functools
+import gc
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
+from megatron_zero.failures import Failure, find_causes_by, reported, user_errors
 from megatron_zero.hf_config import read_hf_config
-from megatron_zero.layout import check_layout
+from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
+from megatron_zero.preflight import check_files
+from megatron_zero.quiet import hush
 
 COMMANDS = {
     "train": "reinforcement learning: rollouts, rewards, policy updates",
     "pretrain": "next-token training on documents: domain pretraining, or a small base model",
 }
+
+# What torchrun tells a process about its job.
+JOB_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_CHECKED = "MEGATRON_ZERO_CHECKED"  # set: the launcher has checked what the run needs
 
 _START = time.monotonic()
 
@@ -100,32 +113,52 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
     Args:
         argv: None: the process's own.
     """
-    with user_errors():
-        args = parse_args(kind, sys.argv[1:] if argv is None else argv)
-        check_layout(args.config, read_hf_config(args.config.model), world_size(), node_size())
-    progress("importing torch")
-    run(args.config, resume=args.resume)
+    with reported():
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+            find_causes_by(_first_of_all_hosts)
+        with user_errors():
+            args = parse_args(kind, sys.argv[1:] if argv is None else argv)
+            hf_config = read_hf_config(args.config.model)
+            check_layout(args.config, hf_config, world_size(), node_size())
+            check_once_per_node(args.config)
+            if kind == "train" and not count_gpus():
+                check_cpu_engine(args.config.model, hf_config)
+        progress("importing torch")
+        run(args.config, resume=args.resume)
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Report a `ValueError` as one line and exit with 2; of several ranks, only the first speaks.
+def _first_of_all_hosts(failure: Failure) -> Failure:
+    from megatron_zero.observability.watchdog import first_failure  # torch, when it is too late
 
-    For what checks a user's input and nothing else: a `ValueError` from deeper down needs its
-    traceback.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if "RANK" not in os.environ or os.environ["RANK"] == "0":
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return first_failure(failure)
+
+
+def check_once_per_node(config: Config) -> None:
+    """`check_files` by the first process of each machine, where no launcher has done it."""
+    if _CHECKED not in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
+        check_files(config)
 
 
 def is_launched() -> bool:
-    """Whether torchrun, or something that sets the same variables, started this process."""
+    """Whether torchrun, or something that sets the same variables, started this process.
+
+    Raises:
+        UserError: some of the variables are set and others are not: left over, most likely.
+    """
     env = os.environ
-    return "TORCHELASTIC_RUN_ID" in env or ("LOCAL_RANK" in env and "WORLD_SIZE" in env)
+    if "TORCHELASTIC_RUN_ID" not in env and not ("LOCAL_RANK" in env and "WORLD_SIZE" in env):
+        return False
+    is_number = {name: env.get(name, "").isdecimal() for name in JOB_VARIABLES}
+    is_number["MASTER_ADDR"] = bool(env.get("MASTER_ADDR"))
+    wrong = [name for name, right in is_number.items() if not right]
+    if wrong:
+        names = [name for name in ("TORCHELASTIC_RUN_ID", *JOB_VARIABLES) if name in env]
+        there = ", ".join(f"{name}={env[name]}" for name in names)
+        raise UserError(
+            f"environment: {there}, as in a process of a job, but {', '.join(wrong)} missing or "
+            f"no number; if they are left over from something else, unset {' '.join(names)}"
+        )
+    return True
 
 
 def world_size() -> int:
@@ -134,14 +167,65 @@ def world_size() -> int:
 
 
 def become_torchrun(module: str, arguments: Sequence[str], nproc: int) -> None:
-    """Replace this process by torchrun, so that signals and the status are its own."""
+    """Replace this process by torchrun, so that signals and the status are its own.
+
+    What the run needs was checked here: its ranks do not do it again.
+    """
     environment = dict(os.environ)
+    environment[_CHECKED] = "1"
     if not count_gpus() and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = "1"  # ranks share the cores, and so does the engine
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "megatron_zero.torchrun", "--standalone"]
     # what is after -- is not torchrun's, who would take --n for an abbreviation
     command += [f"--nproc-per-node={nproc}", "-m", "--", module, *arguments]
     os.execve(command[0], command, environment)
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """Around a run, and its decorator: quiet packages, and a job of one where nothing started one.
+
+    Alone, in a notebook or as `python -m megatron_zero.train`, this process is rank 0 of 1 at a
+    port of its own that the system chose. The variables that others read it from are there for as
+    long as the run, so that what is started later does not take itself for a part of it.
+    """
+    hush(on_gpu=count_gpus() > 0)
+    if is_launched():
+        yield
+        return
+    before = {name: os.environ.get(name) for name in JOB_VARIABLES}
+    os.environ.update(_join_alone())
+    try:
+        yield
+    finally:
+        gc.collect()  # an engine leaves the process group when it is collected: not in the next run
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _join_alone() -> dict[str, str]:
+    """Make this process a job of one; the variables that torchrun would have set."""
+    import torch
+    import torch.distributed as dist
+
+    store = _own_store()
+    if not dist.is_initialized():
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        own_keys = dist.PrefixStore(uuid.uuid4().hex, store)  # of this group, not an earlier one
+        dist.init_process_group(backend, store=own_keys, rank=0, world_size=1)
+    numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    return numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+
+
+@functools.cache
+def _own_store() -> Any:
+    """The store of a job of one; it listens at a port that was free."""
+    import torch.distributed as dist
+
+    return dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
 
 
 def node_size() -> int:

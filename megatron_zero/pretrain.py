@@ -9,11 +9,12 @@ model. The same model, schedule, optimizer and checkpoints as in `train.py`, wit
 from collections.abc import Sequence
 
 from megatron_zero.config import PretrainConfig
-from megatron_zero.launch_args import run_rank
+from megatron_zero.launch_args import job, run_rank
 
 MIB = 1024**2
 
 
+@job()
 def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
     """Run (or with `resume` continue) one complete pretraining run; collective over the job.
 
@@ -31,7 +32,7 @@ def pretrain(config: PretrainConfig, *, resume: bool = False) -> None:
     from megatron_zero.observability.timers import Timers
     from megatron_zero.policy import checkpoint
 
-    topology, run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+    topology, run_dir, tokenizer, hf_config, _ = build.start_run(config, resume=resume)
     documents, timers = DocumentStream(config.documents, tokenizer, config.seed), Timers()
     policy = build.build_policy(
         config,

@@ -3,8 +3,11 @@
 A group whose rewards are all alike has advantage 0 everywhere. DAPO's dynamic sampling
 (arXiv 2503.14476, equation 11: 0 < number of correct responses < G) draws further prompts until
 every group of the step has a signal; here for at most `max_rounds` rounds, after which groups
-without signal fill the places that are left, so that every step has the same number of groups. An
-overlong penalty, which comes later, can still tell the responses of such a group apart.
+without signal fill the places that are left, so that every step has the same number of groups.
+
+What counts here is the verdict, as in the equation. Without an overlong penalty a group has a
+signal exactly where its advantages are not 0 (`advantages.groups_with_signal`); with one, a group
+of wrong responses can still be told apart by its lengths alone, and is replaced all the same.
 
 Each round draws exactly as many prompts as are missing. Nothing with a signal is ever thrown away
 or kept for a later step, so that short responses are not preferred, and the position in the prompts

@@ -16,14 +16,17 @@ from megatron_zero.analysis.rollout_stats import weight_metrics
 from megatron_zero.batching import sample_weights
 from megatron_zero.config import RunConfig
 from megatron_zero.config_io import to_dict
+from megatron_zero.data.stop_tokens import check_responses_can_end
 from megatron_zero.data.templates import stop_strings
 from megatron_zero.determinism import sample_seed
 from megatron_zero.grading import Grader, verifier_pool
+from megatron_zero.hf_config import num_positions
 from megatron_zero.launch_args import progress
 from megatron_zero.losses import policy_objective
 from megatron_zero.objective import describe_objective
 from megatron_zero.observability.rollouts import write_rollouts
 from megatron_zero.observability.run_dir import write_atomically
+from megatron_zero.observability.signal_watch import STEPS_WITHOUT_SIGNAL, SignalWatch
 from megatron_zero.observability.sinks import make_sinks, read_metrics
 from megatron_zero.observability.summary import print_summary
 from megatron_zero.observability.timers import Timers
@@ -51,9 +54,12 @@ class Session(AbstractContextManager):
         self.config = config
         self._exit = ExitStack()
         self.timers = Timers()
-        self.topology, self.run_dir, tokenizer, hf_config = build.start_run(config, resume=resume)
+        start = build.start_run(config, resume=resume)
+        self.topology, self.run_dir, tokenizer, hf_config, self._stop_ids = start
+        template = config.data.template
+        check_responses_can_end(self._stop_ids, stop_strings(template), config.model)
         progress("prompts")
-        self._num_positions = hf_config["max_position_embeddings"]
+        self._num_positions = num_positions(hf_config)[0]
         self._held_out = evaluate.evaluation_prompts(config, self._num_positions, tokenizer)
         self._evaluated: set[int] = set()
         self.prompts = build.build_prompt_cursor(config, tokenizer)
@@ -80,6 +86,7 @@ class Session(AbstractContextManager):
             print(describe_objective(config))
         engines = f"{type(self.engine).__name__} x {self.engine.num_engines}"
         build.report(config, self.policy, self.run_dir, engine=engines)
+        self._watch = self._build_watch()
         self._sinks = self._exit.enter_context(
             make_sinks(
                 config.logging,
@@ -92,6 +99,20 @@ class Session(AbstractContextManager):
             )
         )
 
+    def _build_watch(self) -> SignalWatch:
+        """On rank 0, which has the metrics, it knows the steps that a resumed run has done."""
+        past = []
+        if self.start_step and self.topology.rank == 0:
+            records = read_metrics(self.run_dir.metrics)
+            past = [record for record in records if record["step"] <= self.start_step]
+        return SignalWatch(
+            warn_after=self.config.logging.warn_after_steps_without_signal,
+            max_response_tokens=self.config.rollout.max_response_tokens,
+            template=self.config.data.template,
+            answer_format=self.config.answer_format,
+            records=past,
+        )
+
     def _build_engine(self) -> None:
         """Engine, sampler, verifier; before the policy, which is built in what memory is left."""
         config, topology = self.config, self.topology
@@ -101,6 +122,7 @@ class Session(AbstractContextManager):
             str(self.run_dir.model),
             config.rollout,
             tokenizer=str(self.run_dir.model),
+            stop_token_ids=self._stop_ids,
             dtype=config.model.dtype,
             max_model_len=max(config.max_sample_tokens, evaluation),
             rank=topology.rank,
@@ -177,14 +199,17 @@ class Session(AbstractContextManager):
         return every_num_steps > 0 and done % every_num_steps == 0 and done < self.config.num_steps
 
     def log(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Record a step's metrics with the time of its phases."""
+        """Record a step's metrics with the time of its phases; warn when nothing is learned."""
         times = self.timers.pop()
         num_tokens = metrics["response/length_mean"] * self.config.responses_per_step
         throughput = {
             "throughput/tokens_per_s": num_tokens / times["time/step_s"],
             "data/epoch": self.prompts.epoch,
+            STEPS_WITHOUT_SIGNAL: float(self._watch.observe(metrics)),
         }
         self._sinks.log(done, {**metrics, **times, **throughput})
+        if self._watch.is_due and self.topology.rank == 0:
+            print(self._watch.warning(), flush=True)
 
     def weight_metrics(
         self, batch: GlobalBatch, groups: Sequence[RolloutGroup], graded: Sequence[Sequence[Graded]]
@@ -208,6 +233,7 @@ class Session(AbstractContextManager):
             path = self.run_dir.evaluation(done)
             write_atomically(path.with_suffix(".jsonl"), evaluate.to_jsonl(records))
             settings = {"model": self.config.name, "step": done}
+            settings |= evaluate.sampling_settings(self.config.evaluation)
             write_atomically(path, evaluate.results_json(results, settings))
 
     def save_rollouts(
@@ -247,8 +273,10 @@ class Session(AbstractContextManager):
     def finish(self) -> None:
         """Last evaluation, checkpoint and HF export, and the run in two tables."""
         done = self.config.num_steps
-        if done not in self._evaluated:
+        if self._held_out and done not in self._evaluated:
+            progress("last evaluation")
             self.evaluate(done)
+        progress("last checkpoint")
         self.save_checkpoint(done)
         if self.config.checkpoint.save_hf:
             self.engine.sleep()
@@ -257,6 +285,8 @@ class Session(AbstractContextManager):
         self._sinks.close()
         if self.topology.rank == 0:
             print_summary(read_metrics(self.run_dir.metrics))
+            if summary := self._watch.summary():
+                print(summary, flush=True)
 
 
 def mean_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:

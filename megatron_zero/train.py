@@ -10,11 +10,12 @@ import logging
 from collections.abc import Sequence
 
 from megatron_zero.config import RunConfig
-from megatron_zero.launch_args import progress, run_rank
+from megatron_zero.launch_args import job, progress, run_rank
 
 logger = logging.getLogger(__name__)
 
 
+@job()
 def train(config: RunConfig, *, resume: bool = False) -> None:
     """Run (or with `resume` continue) one complete training run; collective over the job.
 
@@ -24,7 +25,12 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
             weight sync by more than `mismatch.max_first_kl`.
         FloatingPointError: a gradient is not finite.
     """
-    from megatron_zero.advantages import advantage_function, training_rewards
+    from megatron_zero.advantages import (
+        advantage_function,
+        groups_with_signal,
+        less_kl,
+        training_rewards,
+    )
 
     progress("importing Megatron-Core and transformers")
     from megatron_zero.analysis.rollout_stats import rollout_metrics
@@ -72,7 +78,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
                         batch = policy.with_old_logprobs(batch)
                     if config.advantage.kl_reward_coef > 0:
                         kl = policy.kl_to_ref(batch, num_samples=len(samples)).view_as(rewards)
-                        advantages = advantages_of(rewards - config.advantage.kl_reward_coef * kl)
+                        coefficient = config.advantage.kl_reward_coef
+                        advantages = advantages_of(less_kl(rewards, kl, coefficient))
                         batch = set_advantages(batch, advantages.flatten())
                     updates = []
                     for minibatch in batch.minibatches:
@@ -85,8 +92,9 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
 
             done = step + 1
             drawn = {"reward/shaped_mean": rewards.mean().item()} | rounds.metrics()
-            biases = rollout_metrics(groups, graded) | run.weight_metrics(batch, groups, graded)
-            run.log(done, biases | drawn | mean_metrics(updates))
+            found = rollout_metrics(groups, graded, groups_with_signal(advantages))
+            found |= run.weight_metrics(batch, groups, graded)
+            run.log(done, found | drawn | mean_metrics(updates))
             run.save_rollouts(done, groups, graded, advantages)
             if run.is_due(done, config.evaluation.every_num_steps):
                 run.evaluate(done)

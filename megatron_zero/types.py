@@ -17,6 +17,8 @@ from typing import Optional
 
 import torch
 
+from megatron_zero.checks import UserError
+
 OUTCOMES = ("correct", "wrong", "unparsable", "timeout", "crash")
 
 
@@ -36,22 +38,22 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not self.token_ids:
-            raise ValueError(f"prompt {self.index} of {self.source!r} has no tokens")
+            raise UserError(f"prompt {self.index} of {self.source!r} has no tokens")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
     """What the rollout engine generated for one prompt.
 
-    `token_ids` end with what ended the generation (EOS, or the tokens that completed a stop
-    string) and hold nothing after it. `rollout_logprobs[i]` is the engine's log-probability of
+    `token_ids` end with what ended the generation (a stop token, or the tokens that completed a
+    stop string) and hold nothing after it. `rollout_logprobs[i]` is the engine's log-probability of
     `token_ids[i]` at the sampling temperature.
     """
 
     token_ids: tuple[int, ...]
     rollout_logprobs: tuple[float, ...]
     text: str
-    truncated: bool  # stopped by length, without EOS or stop string
+    truncated: bool  # stopped by length, without stop token or stop string
     policy_version: int  # the weights that produced it
     engine_index: int = 0  # which engine of the job produced it
 

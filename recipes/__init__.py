@@ -2,7 +2,7 @@
 
 megatron-zero train quickstart --nproc 2
 megatron-zero train qwen2_5_math_7b --nproc 8 data.data_dir=/data optimizer.lr=5e-7
-python -m recipes.launch ablation --executor slurm        # several runs, one experiment
+python -m recipes.launch ablation --executor local        # several runs, one experiment
 """
 
 from collections.abc import Callable

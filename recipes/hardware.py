@@ -11,20 +11,45 @@ from recipes.paper import llama3_2_3b_numina
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """A kind of GPU, and what schedulers call it.
+
+    Slurm and Kubernetes are asked for a number of GPUs: which kinds a partition or a node pool has,
+    and under which names, is each site's own.
+    """
+
+    memory_gib: float  # as the driver reports it; 0: a CPU
+    skypilot: str  # as in `sky show-gpus -a`; "": none is asked for
+
+
+GPUS = {
+    "cpu": Gpu(memory_gib=0, skypilot=""),
+    "A100-40G": Gpu(memory_gib=39.4, skypilot="A100"),
+    "A100-80G": Gpu(memory_gib=79.2, skypilot="A100-80GB"),
+    "H100-80G": Gpu(memory_gib=79.2, skypilot="H100"),
+    "B300-288G": Gpu(memory_gib=268, skypilot="B300"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Hardware:
-    """Nodes, GPUs of a node, and what the driver reports of one GPU's memory; 0 GiB: a CPU."""
+    """Nodes, and the GPUs of a node; of a CPU, the processes."""
 
     nodes: int = 1
     gpus_per_node: int = 8
-    gpu: str = "A100-40G"
-    memory_gib: float = 39.4
+    gpu: str = "A100-40G"  # of `GPUS`
 
     @property
     def num_processes(self) -> int:
         return self.nodes * self.gpus_per_node
 
+    @property
+    def memory_gib(self) -> float:
+        """Of one GPU; 0: a CPU."""
+        return GPUS[self.gpu].memory_gib
 
-CPU = Hardware(gpus_per_node=2, gpu="cpu", memory_gib=0)
+
+CPU = Hardware(gpus_per_node=2, gpu="cpu")
 A100_40G = Hardware()
 
 # Recipes that are not for 8 x A100-40G.
@@ -32,9 +57,9 @@ HARDWARE = {
     "quickstart_base": CPU,
     "quickstart": CPU,
     "math_smoke": CPU,
-    "qwen2_5_math_7b_80g": Hardware(gpu="A100-80G", memory_gib=79.2),
-    "qwen3_30b_a3b": Hardware(nodes=4, gpu="H100-80G", memory_gib=79.2),
-    "deepseek_v3": Hardware(nodes=32, gpu="B300-288G", memory_gib=268),
+    "qwen2_5_math_7b_80g": Hardware(gpu="A100-80G"),
+    "qwen3_30b_a3b": Hardware(nodes=4, gpu="H100-80G"),
+    "deepseek_v3": Hardware(nodes=32, gpu="B300-288G"),
 }
 
 

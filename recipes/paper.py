@@ -20,6 +20,7 @@ from megatron_zero.config import (
     RunConfig,
     replace,
 )
+from megatron_zero.step_names import step_name
 
 BENCHMARKS = ["aime", "amc", "math", "minerva", "olympiad_bench"]
 
@@ -206,7 +207,7 @@ def llama3_2_3b_numina() -> RunConfig:
     own pretrained model and needs no first stage.
     """
     stage = llama3_2_3b_numina_pretrain()
-    return _llama("llama3_2_3b_numina", f"{stage.run_dir}/hf/step_{stage.num_steps:06d}")
+    return _llama("llama3_2_3b_numina", f"{stage.run_dir}/hf/{step_name(stage.num_steps)}")
 
 
 def _llama(name: str, path: str) -> RunConfig:

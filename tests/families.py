@@ -101,6 +101,39 @@ NARROW: dict[str, tuple[str, dict[str, Any]]] = {
     )
 }
 
+# Positions beyond the original length of 16: no family of its own, but other rotary embeddings.
+STRETCHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2_yarn": (
+        "Qwen2",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+            "max_position_embeddings": 64,
+        },
+    ),
+    "qwen3_yarn": (
+        "Qwen3",
+        {
+            "head_dim": 48,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1000000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 16,
+                "attention_factor": 1.3,
+                "beta_fast": 2.0,
+                "beta_slow": 0.1,
+                "truncate": False,
+            },
+            "max_position_embeddings": 128,
+        },
+    ),
+}
+
 MODEL_TYPES = {"qwen2_tied": "qwen2", "deepseek_v2_lite": "deepseek_v2"}
 
 
@@ -120,7 +153,7 @@ def hf_model(name: str, **more: Any) -> torch.nn.Module:
     """
     import transformers
 
-    hf_class, changes = (FAMILIES | NARROW)[name]
+    hf_class, changes = (FAMILIES | NARROW | STRETCHED)[name]
     changes = changes | more
     config = tiny.hf_config(**{"tied": False, **changes})
     config["tie_word_embeddings"] = bool(changes.get("tie_word_embeddings"))

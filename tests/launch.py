@@ -68,12 +68,21 @@ def torchrun_anew(nproc: int, script: "str | Path", *arguments: object, timeout_
     return run(command, timeout_s=timeout_s)
 
 
-def run(command: "list[str]", *, timeout_s: float = 300, expect_status: int = 0) -> str:
+def run(
+    command: "list[str]",
+    *,
+    timeout_s: float = 300,
+    expect_status: int = 0,
+    show_warnings: bool = False,
+) -> str:
     """Run a command from the repository's root; its output, errors included."""
+    environment = os.environ | ENVIRONMENT
+    if show_warnings:
+        del environment["PYTHONWARNINGS"]
     result = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env=os.environ | ENVIRONMENT,
+        env=environment,
         timeout=timeout_s,
         text=True,
         stdout=subprocess.PIPE,

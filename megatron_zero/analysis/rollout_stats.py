@@ -30,19 +30,21 @@ def length_bucket(length: int, max_response_tokens: int) -> str:
 
 
 def rollout_metrics(
-    groups: Sequence[RolloutGroup], graded: Sequence[Sequence[Graded]]
+    groups: Sequence[RolloutGroup], graded: Sequence[Sequence[Graded]], has_signal: Sequence[bool]
 ) -> dict[str, float]:
     """Metrics of one rollout, over all responses of the step.
 
     `reward/mean` is what training sees, but for an overlong penalty (`reward/shaped_mean`);
     `reward/correct_frac` counts truncated responses by their
-    verdict, as the reference's logged reward does (reference A3.2). Groups whose rewards are all
-    alike give no gradient: `reward/no_signal_frac`. Wrong responses growing longer than correct
-    ones is the length bias (paper, section 3): `response/length_correct`, `response/length_wrong`.
+    verdict, as the reference's logged reward does (reference A3.2). Groups whose responses
+    all have advantage 0 give no gradient: `reward/no_signal_frac`. Wrong responses growing longer
+    than correct ones is the length bias (paper, section 3): `response/length_correct`,
+    `response/length_wrong`.
 
     Args:
         groups: P groups.
         graded: [P][G] verdicts.
+        has_signal: [P] of `advantages.groups_with_signal`.
     """
     responses = [response for group in groups for response in group.responses]
     verdicts = [verdict for row in graded for verdict in row]
@@ -51,7 +53,7 @@ def rollout_metrics(
         "reward/mean": fmean(v.reward for v in verdicts),
         "reward/correct_frac": fmean(v.correct for v in verdicts),
         "reward/formatted_frac": fmean(v.formatted for v in verdicts),
-        "reward/no_signal_frac": fmean(len({v.reward for v in row}) == 1 for row in graded),
+        "reward/no_signal_frac": fmean(not signal for signal in has_signal),
         "response/length_mean": fmean(lengths),
         "response/length_max": float(max(lengths)),
         "response/truncated_frac": fmean(response.truncated for response in responses),

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _Storag
 from torch.distributed.checkpoint.utils import _create_file_view
 from torch.serialization import skip_data
 
+from megatron_zero.checks import UserError
 from megatron_zero.convert.mapping import Mapping, check_shape
 from megatron_zero.convert.sources import mapped, raw_bytes
 
@@ -40,6 +41,11 @@ _TRUSTED = re.compile(
     r"|torch\.(Size|device|bool|[a-z]+\d+\w*|serialization\._get_layout)"
     r"|collections\.(OrderedDict|defaultdict)|builtins\.(dict|list|set)|pathlib\.PosixPath"
 )
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a folder holds a distributed checkpoint, of a run or of the conversion tools."""
+    return (directory / FORMAT_NAME).is_file() and (directory / METADATA_NAME).is_file()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         if _INERT.match(module):
             return _Stub
         if not _TRUSTED.fullmatch(f"{module}.{name}"):
-            raise ValueError(f"it refers to {module}.{name}")
+            raise UserError(f"it refers to {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -89,13 +95,13 @@ class CheckpointReader:
         try:
             formats = json.loads((self.directory / FORMAT_NAME).read_text())
             if formats["sharded_backend"] != "torch_dist":
-                raise ValueError(f"its format is {formats['sharded_backend']!r}")
+                raise UserError(f"its format is {formats['sharded_backend']!r}")
             with (self.directory / METADATA_NAME).open("rb") as file:
                 metadata = _MetadataUnpickler(file).load()
             entries, stored = metadata.state_dict_metadata, metadata.storage_data
         except (OSError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             what = f"{self.directory} is no Megatron distributed checkpoint"
-            raise ValueError(f"{what}: {error}") from error
+            raise UserError(f"{what}: {error}") from error
         self._entries = {
             k: v for k, v in entries.items() if isinstance(v, dcp.TensorStorageMetadata)
         }
@@ -133,12 +139,12 @@ class CheckpointReader:
         held = itertools.chain(*bands.values())
         covered = sum(math.prod(chunk.sizes[depth:]) for chunk in held)
         if not follow or covered != math.prod(shape):
-            raise ValueError(f"{self.directory} holds {place.key} {list(place.index)} in part only")
+            raise UserError(f"{self.directory} holds {place.key} {list(place.index)} in part only")
         return pieces
 
     def _entry(self, key: str) -> dcp.TensorStorageMetadata:
         if key not in self._entries:
-            raise ValueError(f"{self.directory} lacks {key}")
+            raise UserError(f"{self.directory} lacks {key}")
         return self._entries[key]
 
     def _join(self, chunks: list[Chunk], place: Place, rest: tuple[int, ...]) -> torch.Tensor:
@@ -165,7 +171,7 @@ class CheckpointReader:
             fits = False
         if not fits or not stored.is_contiguous() or stored.storage_offset():
             what = f"{dtype} tensor of {list(chunk.sizes)}"
-            raise ValueError(f"{path} is damaged: no {what} at byte {chunk.start}")
+            raise UserError(f"{path} is damaged: no {what} at byte {chunk.start}")
         number, sizes = 0, chunk.sizes[len(place.index) :]
         for i, o, n in zip(place.index, chunk.offsets, chunk.sizes, strict=False):
             number = number * n + i - o
@@ -180,9 +186,9 @@ class CheckpointReader:
         for name, end in ends.items():
             path = self.directory / name
             if not path.is_file():
-                raise ValueError(f"{self.directory} lacks {name}, named in its metadata")
+                raise UserError(f"{self.directory} lacks {name}, named in its metadata")
             if path.stat().st_size < end:
-                raise ValueError(f"{path} is damaged or not complete: it should have {end} bytes")
+                raise UserError(f"{path} is damaged or not complete: it should have {end} bytes")
 
 
 def locate(mapping: Mapping, name: str, reader: CheckpointReader) -> Place:
@@ -201,7 +207,7 @@ def locate(mapping: Mapping, name: str, reader: CheckpointReader) -> Place:
         place = Place(key, (int(layer[1]), *index))
         shape = (mapping.dims["num_hidden_layers"], *entry.shape)
         if key not in reader.keys:
-            raise ValueError(f"{reader.directory} lacks {entry.key}")
+            raise UserError(f"{reader.directory} lacks {entry.key}")
     check_shape(f"{place.key} in {reader.directory}", reader.shape(place.key), shape)
     return place
 
@@ -210,7 +216,7 @@ def check_left_over(used: Iterable[str], reader: CheckpointReader) -> None:
     """Refuse a model that has parameters besides `used`; an optimizer's state may be there."""
     left = sorted(set(filter(_MODEL_KEY.match, reader.keys)) - set(used))
     if left:
-        raise ValueError(f"{reader.directory} has {', '.join(left[:5])}: no rule maps it")
+        raise UserError(f"{reader.directory} has {', '.join(left[:5])}: no rule maps it")
 
 
 class _Wrapping:

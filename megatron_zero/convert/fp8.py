@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
+from megatron_zero.checks import UserError
 from megatron_zero.convert.sources import TensorSource
 
 SCALE = "_scale_inv"
@@ -54,6 +55,9 @@ class DequantizedSource:
     def dtype(self, name: str) -> torch.dtype:
         return self._dtype if name in self._scaled else self._source.dtype(name)
 
+    def origin(self, name: str) -> str:
+        return self._source.origin(name)
+
     def read(self, name: str, *part: slice) -> torch.Tensor:
         stored = self._source.read(name, *part)
         if name not in self._scaled:
@@ -62,7 +66,7 @@ class DequantizedSource:
         blocks = [-(-size // block) for size, block in zip(shape, self._block, strict=True)]
         if list(scale.shape) != blocks:
             shapes = f"has shape {list(scale.shape)}, expected {blocks}"
-            raise ValueError(f"HF tensor {name + SCALE} {shapes}")
+            raise UserError(f"HF tensor {name + SCALE} {shapes}")
         cuts = (*part, slice(None), slice(None))
         for d in (0, 1):
             positions = torch.arange(shape[d])[cuts[d]] // self._block[d]

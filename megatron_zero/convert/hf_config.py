@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, Optional
 
+from megatron_zero.checks import UserError
+
 HfConfig = Mapping[str, object]
 Dims = dict[str, int]
 # field -> values it may have where it is given (of lists: each element), and why
@@ -19,18 +21,29 @@ Checks = dict[str, tuple[tuple[object, ...], str]]
 class RopeSettings:
     """Rotary embedding: `rope_type` is "default" when positions are not rescaled.
 
-    `scaling` holds the numbers of a rescaling by HF's names, such as `factor`.
+    `scaling` holds the numbers of a rescaling by HF's names, such as `factor`; `truncate`: YaRN's.
     """
 
     rope_type: str
     theta: float
     partial_rotary_factor: float = 1.0
     scaling: dict[str, float] = field(default_factory=dict)
+    truncate: bool = True
 
 
 _SIZES = ("hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers")
 _SIZES += ("num_attention_heads",)
 _NO_SCALING = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+ORIGINAL_LENGTH = "original_max_position_embeddings"
+# rope_type -> the numbers that it needs, and those that it may have
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor")
+_YARN = ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate")
+_SCALING = {"default": ((), ()), "llama3": (_LLAMA3, ()), "yarn": (("factor",), _YARN)}
+# a null is as if the field were not there, also for the engine
+_NULLABLE = ("attention_factor", "mscale", "mscale_all_dim")
+# what a rescaling is not defined without; inclusive lower bounds, or exclusive at 0
+_LOWEST = {"factor": 1.0, ORIGINAL_LENGTH: 1.0}
+_POSITIVE = ("attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
 
 
 def check_fields(hf_config: HfConfig, checks: Checks) -> None:
@@ -58,19 +71,51 @@ def rope_settings(hf_config: HfConfig, default_theta: Optional[float] = None) ->
         default_theta: what the model's HF class uses when no theta is written.
 
     Raises:
-        ValueError: if theta is nowhere, the two generations disagree, or the settings are per
-            layer type.
+        ValueError: if theta is nowhere, the two generations disagree, the settings are per layer
+            type, or a rescaling has a field that it does not know, lacks one or has a wrong value.
     """
     blocks = [_rope_block(hf_config, name) for name in ("rope_parameters", "rope_scaling")]
     types = [_rope_type(block) for block in blocks if block]
     written = [hf_config, *blocks]
-    scaling = sorted(set().union(*blocks) - set(_NO_SCALING))
+    rope_type = str(_agreed("rope_type", types or ["default"]))
+    scaling: dict[str, float] = {}
+    if rope_type in _SCALING:  # the others no table covers
+        scaling = _scaling(hf_config, blocks, rope_type)
+    truncate = _agreed("truncate", [b["truncate"] for b in blocks if "truncate" in b] or [True])
+    if not isinstance(truncate, bool):
+        refuse(f"truncate={truncate!r}", "must be true or false")
     return RopeSettings(
-        rope_type=_agreed("rope_type", types or ["default"]),
+        rope_type=rope_type,
         theta=_number("rope_theta", written, default_theta),
         partial_rotary_factor=_number("partial_rotary_factor", written, 1.0),
-        scaling={name: _number(name, blocks) for name in scaling},
+        scaling=scaling,
+        truncate=truncate,
     )
+
+
+def _scaling(hf_config: HfConfig, blocks: list[HfConfig], rope_type: str) -> dict[str, float]:
+    """The numbers of a rescaling; the original length is the model's where it is not written."""
+    needed, optional = _SCALING[rope_type]
+    known = {*needed, *optional, *_NO_SCALING, *([ORIGINAL_LENGTH] if needed else [])}
+    unknown = sorted(set().union(*blocks) - known)
+    if unknown:
+        refuse(f"rope_parameters.{unknown[0]}", f"rope_type={rope_type!r} has no such field")
+    scaling: dict[str, float] = {}
+    for name in (*needed, *optional):
+        given = [block[name] for block in blocks if name in block]
+        is_absent = all(value is None for value in given) and name in _NULLABLE
+        if name in needed or (given and name != "truncate" and not is_absent):
+            scaling[name] = _number(name, blocks)
+    if needed:
+        longest = hf_config.get("max_position_embeddings")
+        length = longest if isinstance(longest, int) else None
+        scaling[ORIGINAL_LENGTH] = _number(ORIGINAL_LENGTH, [hf_config, *blocks], length)
+    for name, value in scaling.items():
+        if value < _LOWEST.get(name, value):
+            refuse(f"{name}={value}", f"must be at least {_LOWEST[name]}")
+        if name in _POSITIVE and value <= 0:
+            refuse(f"{name}={value}", "must be above 0")
+    return scaling
 
 
 def decoder_dims(hf_config: HfConfig) -> Dims:
@@ -173,7 +218,7 @@ def _number(field: str, blocks: list[HfConfig], default: Optional[float] = None)
     given = [block[field] for block in blocks if block.get(field) is not None]
     value = _agreed(field, given or [default])
     if value is None:
-        refuse(field, "missing, at the top and in rope_parameters alike")
+        refuse(field, "missing or null, at the top and in rope_parameters alike")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         refuse(f"{field}={value!r}", "must be a number")
     return float(value)
@@ -181,4 +226,4 @@ def _number(field: str, blocks: list[HfConfig], default: Optional[float] = None)
 
 def refuse(what: str, reason: str) -> NoReturn:
     """Every refusal of a `config.json` has this form."""
-    raise ValueError(f"HF config {what}: {reason}")
+    raise UserError(f"HF config {what}: {reason}")

@@ -16,7 +16,7 @@ from typing import Optional
 
 import torch
 
-from megatron_zero.checks import fail
+from megatron_zero.checks import UserError, fail
 from megatron_zero.convert.hf_config import HfConfig, rope_settings
 from megatron_zero.convert.rules import INDEX, Family, Rule
 from megatron_zero.convert.sources import TensorSource
@@ -128,6 +128,10 @@ class Mapping:
         """Every tensor of the HF checkpoint, in the order of the forward pass."""
         return tuple(self._hf)
 
+    def copies(self) -> dict[str, str]:
+        """HF tensors that repeat another one, by the name of that one."""
+        return {copy: name for name, copies in self._copies.items() for copy in copies}
+
     def hf_shape(self, hf_name: str) -> Shape:
         """Shape of one HF tensor. Raises `ValueError` for a name outside `hf_names()`."""
         return self._hf_entry(hf_name)[0]
@@ -176,7 +180,7 @@ class Mapping:
         if full[dim] % (tp_size * parameter.kind.num_blocks):
             positions = f"{full[dim] // parameter.kind.num_blocks} positions of dim {dim}"
             rule = f"{positions} do not divide by tensor-parallel size {tp_size}"
-            raise ValueError(f"Megatron parameter {parameter.name}: {rule}")
+            raise UserError(f"Megatron parameter {parameter.name}: {rule}")
         return (*full[:dim], full[dim] // tp_size, *full[dim + 1 :])
 
     def check_source(self, source: TensorSource) -> None:
@@ -189,14 +193,24 @@ class Mapping:
         present = source.names()
         missing = sorted(set(self._hf) - set(present))
         if missing:
-            raise ValueError(f"HF checkpoint lacks {_listed(missing)}")
+            raise UserError(f"HF checkpoint lacks {_listed(missing)}{self._way_out(missing)}")
         extra = (name for name in present if name not in self._hf)
         unmapped = sorted(name for name in extra if not self._ignored.fullmatch(name))
         if unmapped:
             rule = f"no {self.family.model_type} rule"
-            raise ValueError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
+            raise UserError(f"HF checkpoint has {_listed(unmapped)}: {rule} maps it")
         for name, (shape, _) in self._hf.items():
-            check_shape(f"HF tensor {name}", source.shape(name), shape)
+            if source.shape(name) != shape:
+                label = f"HF tensor {name}{source.origin(name)}"
+                check_shape(label, source.shape(name), shape)
+
+    def _way_out(self, missing: Sequence[str]) -> str:
+        """What to do when nothing but prediction layers is missing."""
+        first, count = self.dims["num_hidden_layers"], self.dims.get("mtp", 0)
+        places = tuple(f"model.layers.{first + i}." for i in range(count))
+        if not all(name.startswith(places) for name in missing):
+            return ""
+        return ": multi-token prediction is stored in part only, --drop-mtp leaves it out"
 
     def to_megatron_shard(
         self, megatron_name: str, source: TensorSource, tp_rank: int, tp_size: int
@@ -343,12 +357,12 @@ class Mapping:
         name = self._aliases.get(megatron_name, megatron_name)
         if name not in self._parameters:
             rule = f"no rule of {self.family.model_type}"
-            raise ValueError(f"Megatron parameter {megatron_name}: {rule} maps it")
+            raise UserError(f"Megatron parameter {megatron_name}: {rule} maps it")
         return self._parameters[name]
 
     def _hf_entry(self, hf_name: str) -> tuple[Shape, str]:
         if hf_name not in self._hf:
-            raise ValueError(f"HF tensor {hf_name}: no rule of {self.family.model_type} maps it")
+            raise UserError(f"HF tensor {hf_name}: no rule of {self.family.model_type} maps it")
         return self._hf[hf_name]
 
 
@@ -375,7 +389,7 @@ def _read_rows(
 def check_shape(label: str, shape: Shape, expected: Shape) -> None:
     """Refuse a tensor that is not what the table says."""
     if tuple(shape) != expected:
-        raise ValueError(f"{label} has shape {list(shape)}, expected {list(expected)}")
+        raise UserError(f"{label} has shape {list(shape)}, expected {list(expected)}")
 
 
 def _listed(names: list[str], limit: int = 5) -> str:

@@ -40,6 +40,9 @@ class RandomSource:
         self._mapping.hf_shape(name)  # refuses unknown names
         return self._dtype
 
+    def origin(self, name: str) -> str:
+        return ""
+
     def read(self, name: str, *part: slice) -> torch.Tensor:
         shape, init = self._mapping.hf_shape(name), self._mapping.hf_init(name)
         if init == "normal":

@@ -16,7 +16,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from safetensors.torch import save_file
 
+from megatron_zero.checks import UserError
 from megatron_zero.convert.sources import mapped, read_tensor
+from megatron_zero.hf_config import other_weights
 
 T = TypeVar("T")
 SINGLE_NAME = "model.safetensors"
@@ -41,7 +43,7 @@ def _stored_in(path: Path) -> dict[str, _Stored]:
         with path.open("rb") as file:
             start = 8 + int.from_bytes(file.read(8), "little")
             if not 8 < start <= size:
-                raise ValueError(f"{size} bytes do not hold the header")
+                raise UserError(f"{size} bytes do not hold the header")
             header = json.loads(file.read(start - 8))
         header.pop("__metadata__", None)
         tensors, end = {}, 0
@@ -49,15 +51,24 @@ def _stored_in(path: Path) -> dict[str, _Stored]:
             first, last = entry["data_offsets"]
             dtype, shape = entry["dtype"], tuple(entry["shape"])
             if first != end or last < first:
-                raise ValueError(f"tensor {name} does not begin where the one before it ends")
+                raise UserError(f"tensor {name} does not begin where the one before it ends")
             if dtype in DTYPES and last - first != math.prod(shape) * DTYPES[dtype].itemsize:
-                raise ValueError(f"tensor {name} has {last - first} bytes for {dtype} {shape}")
+                raise UserError(f"tensor {name} has {last - first} bytes for {dtype} {shape}")
             tensors[name], end = _Stored(path, dtype, shape, start + first), last
         if start + end != size:
-            raise ValueError(f"{size} bytes where the header says {start + end}")
+            raise UserError(f"{size} bytes where the header says {start + end}")
         return tensors
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or not complete: {error}") from error
+        raise UserError(f"{path} is damaged or not complete: {error}") from error
+
+
+def file_of(directory: Path, name: str) -> Path:
+    """The file of a folder that holds a tensor, or the folder where its files do not tell."""
+    if (directory / INDEX_NAME).is_file():
+        weight_map = json.loads((directory / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+        return directory / weight_map.get(name, "")
+    single = directory / SINGLE_NAME
+    return single if single.is_file() else directory
 
 
 class SafetensorsSource:
@@ -77,13 +88,21 @@ class SafetensorsSource:
         self._directory, self._mapped = Path(directory), mapped
         self._dtypes = DTYPES | ({"F8_E4M3": torch.float8_e4m3fn} if fp8 else {})
         self._files: dict[str, dict[str, _Stored]] = {}
-        if (self._directory / SINGLE_NAME).is_file():
+        has_single, has_index = (
+            (self._directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)
+        )
+        if has_single and has_index and SINGLE_NAME not in self._read_index().values():
+            # transformers reads the one, vLLM the others
+            both = f"both {SINGLE_NAME} and {INDEX_NAME}, which names other files"
+            raise UserError(f"{self._directory} has {both}: remove what is not meant")
+        if has_single:
             file = self._files[SINGLE_NAME] = _stored_in(self._directory / SINGLE_NAME)
             self._weight_map = dict.fromkeys(file, SINGLE_NAME)
-        elif (self._directory / INDEX_NAME).is_file():
+        elif has_index:
             self._weight_map = self._read_index()
         else:
-            raise ValueError(f"{self._directory} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+            neither = f"{self._directory} has neither {SINGLE_NAME} nor {INDEX_NAME}"
+            raise UserError(f"{neither}{other_weights(self._directory)}")
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._weight_map)
@@ -95,8 +114,11 @@ class SafetensorsSource:
         stored = self._stored(name).dtype
         if stored not in self._dtypes:
             known = list(self._dtypes)
-            raise ValueError(f"{name} in {self._directory} is {stored}, not one of {known}")
+            raise UserError(f"{name} in {self._directory} is {stored}, not one of {known}")
         return self._dtypes[stored]
+
+    def origin(self, name: str) -> str:
+        return f" in {self._directory / self._weight_map[name]}"
 
     def files(self) -> dict[str, list[str]]:
         """The tensors of every file, in the order in which they are stored; opens them all."""
@@ -118,13 +140,13 @@ class SafetensorsSource:
     def _read_index(self) -> dict[str, str]:
         path = self._directory / INDEX_NAME
         try:
-            weight_map = json.loads(path.read_text())["weight_map"]
+            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
             shards = sorted(set(weight_map.values()))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not an index of safetensors files: {error!r}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is not an index of safetensors files: {error!r}") from error
         missing = [name for name in shards if not (self._directory / name).is_file()]
         if missing:
-            raise ValueError(f"{self._directory} lacks shards {missing} that {INDEX_NAME} names")
+            raise UserError(f"{self._directory} lacks shards {missing} that {INDEX_NAME} names")
         return weight_map
 
     def _stored(self, name: str) -> _Stored:
@@ -132,7 +154,7 @@ class SafetensorsSource:
 
     def _file(self, name: str) -> dict[str, _Stored]:
         if name not in self._weight_map:
-            raise ValueError(f"{self._directory} has no tensor {name!r}")
+            raise UserError(f"{self._directory} has no tensor {name!r}")
         shard = self._weight_map[name]
         if shard not in self._files:
             file = _stored_in(self._directory / shard)
@@ -140,7 +162,7 @@ class SafetensorsSource:
             if set(file) != listed:
                 differing = sorted(listed.symmetric_difference(file))
                 files = f"{self._directory / shard} and {INDEX_NAME}"
-                raise ValueError(f"{files} disagree about {differing}")
+                raise UserError(f"{files} disagree about {differing}")
             self._files[shard] = file
         return self._files[shard]
 
@@ -179,7 +201,7 @@ def write_hf_checkpoint(
         directory: must not exist, or be empty.
         tensors: (hf name, tensor) in the order to store.
         max_shard_bytes: size from which a new file begins; a larger tensor gets its own file.
-        copy_files: config and tokenizer files that belong inside.
+        copy_files: config and tokenizer files that belong inside, and folders of such files.
 
     Returns:
         Bytes of all tensors.
@@ -190,16 +212,19 @@ def write_hf_checkpoint(
     """
     final = Path(directory)
     if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes={max_shard_bytes}: must be at least 1")
+        raise UserError(f"max_shard_bytes={max_shard_bytes}: must be at least 1")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise ValueError(f"{final} exists already")
+        raise UserError(f"{final} exists already")
     partial = final.with_name(final.name + ".incomplete")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         total = _write_shards(partial, tensors, max_shard_bytes)
-        for path in copy_files:
-            shutil.copy(path, partial)
+        for path in map(Path, copy_files):
+            if path.is_dir():
+                shutil.copytree(path, partial / path.name)
+            else:
+                shutil.copy(path, partial)
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -218,7 +243,7 @@ def _write_shards(
         shards.append(list(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if not shards:
-        raise ValueError(f"no tensors to write to {directory}")
+        raise UserError(f"no tensors to write to {directory}")
     files = dict(zip(file_names(len(shards)), shards, strict=True))
     for number, name in enumerate(files):
         (directory / str(number)).rename(directory / name)
@@ -260,6 +285,6 @@ def _copied(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, 
     seen: set[str] = set()
     for name, tensor in tensors:
         if name in seen:
-            raise ValueError(f"tensor {name} was given twice")
+            raise UserError(f"tensor {name} was given twice")
         seen.add(name)
         yield name, tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from megatron_zero.checks import UserError
+
 
 class TensorSource(Protocol):
     """Named tensors whose slices can be read one at a time. Unknown names raise `ValueError`."""
@@ -26,6 +28,9 @@ class TensorSource(Protocol):
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that `read` returns, without reading the tensor."""
+
+    def origin(self, name: str) -> str:
+        """Where a tensor is, to be put behind its name: " in <file>", or nothing in memory."""
 
     def read(self, name: str, *part: slice) -> torch.Tensor:
         """`tensor[part]`: all of it, or only a range of its rows (or all rows, but columns)."""
@@ -47,7 +52,7 @@ def read_tensor(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtyp
         return torch.empty(tuple(shape), dtype=dtype)
     data = np.fromfile(path, np.uint8, num_bytes, offset=offset)
     if len(data) < num_bytes:
-        raise ValueError(f"{path} is damaged or not complete: it ends too early")
+        raise UserError(f"{path} is damaged or not complete: it ends too early")
     return torch.from_numpy(data).view(dtype).view(tuple(shape))
 
 
@@ -70,7 +75,7 @@ def mapped(path: Path, offset: int, shape: Sequence[int], dtype: torch.dtype) ->
         try:
             pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=first)
         except ValueError as error:
-            raise ValueError(f"{path} is damaged or not complete: it ends too early") from error
+            raise UserError(f"{path} is damaged or not complete: it ends too early") from error
     return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset - first).view(
         tuple(shape)
     )

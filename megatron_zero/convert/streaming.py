@@ -20,6 +20,8 @@ from typing import Any, Optional, TypeVar
 import xxhash
 from tqdm import tqdm
 
+from megatron_zero.checks import UserError
+
 T = TypeVar("T")
 _JOURNAL = "journal.jsonl"
 _PART = 2**20
@@ -81,10 +83,10 @@ class OutputDirectory(AbstractContextManager):
     ) -> None:
         self.final, self.partial = final, final.with_name(final.name + ".incomplete")
         if final.exists():
-            raise ValueError(f"{final} exists already")
+            raise UserError(f"{final} exists already")
         if self.partial.exists() and not resume:
             what = f"{self.partial} is left of a conversion that was interrupted"
-            raise ValueError(f"{what}: continue it with --resume or remove it")
+            raise UserError(f"{what}: continue it with --resume or remove it")
         self.partial.mkdir(parents=True, exist_ok=True)
         self._done = self._continued(inputs)
         shown = {"total": num_bytes, "desc": final.name, "unit": "B", "unit_scale": True}
@@ -93,12 +95,14 @@ class OutputDirectory(AbstractContextManager):
         self._syncing: list[Future[None]] = []
         self._open: Optional[OutputFile] = None
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], *error: object) -> None:
         self._pool.shutdown()
         if self._open is not None:
             self._open.close()
         self._bar.close()
         self._journal.close()
+        if kind is not None and issubclass(kind, ValueError):  # bad input: nothing to go on with
+            shutil.rmtree(self.partial)
 
     def finished(self, name: str) -> Optional[Any]:
         """The note recorded with a file of an earlier attempt that is there unharmed, else None."""
@@ -141,7 +145,7 @@ class OutputDirectory(AbstractContextManager):
         try:
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"{self.partial} is being written by another process") from error
+            raise UserError(f"{self.partial} is being written by another process") from error
         self._journal.seek(0)
         # A kill may have cut the last line short.
         lines = [json.loads(line) for line in self._journal if line.endswith("\n")]
@@ -149,7 +153,7 @@ class OutputDirectory(AbstractContextManager):
         changed = [key for key in inputs if begun.get(key) != inputs[key]]
         if changed:
             what = f"{self.partial} was begun with another {' and '.join(changed)}"
-            raise ValueError(f"{what}: remove it to start again")
+            raise UserError(f"{what}: remove it to start again")
         if not records:  # nothing is known of what may be there
             for path in self.partial.iterdir():
                 if path.name != _JOURNAL:

@@ -14,12 +14,27 @@ import torch
 
 from megatron_zero.checks import fail
 from megatron_zero.convert import hf_dir
-from megatron_zero.convert.dist_checkpoint import CheckpointReader, check_left_over, locate
+from megatron_zero.convert.dist_checkpoint import (
+    CheckpointReader,
+    check_left_over,
+    is_checkpoint,
+    locate,
+)
 from megatron_zero.convert.families import mapping_for
-from megatron_zero.convert.safetensors_io import file_names, grouped, header_bytes, write_index
+from megatron_zero.convert.finite import check_finite
+from megatron_zero.convert.safetensors_io import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    file_names,
+    grouped,
+    header_bytes,
+    write_index,
+)
 from megatron_zero.convert.sources import raw_bytes
+from megatron_zero.convert.stored import megatron_corrections
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.verify import verify_conversion
+from megatron_zero.step_names import step_name, steps_in
 
 DEFAULT_SHARD_SIZE = "5GB"
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -33,6 +48,10 @@ class MegatronTensors:
         hf_config: its model's `config.json`.
         dtype: bf16, fp32 or keep.
 
+    Attributes:
+        mapping: of the model that the checkpoint holds.
+        corrections: where that is not the model of `hf_config`.
+
     Raises:
         ValueError: parameters are missing, left over or of another shape.
     """
@@ -40,15 +59,22 @@ class MegatronTensors:
     def __init__(self, directory: Path, hf_config: "dict[str, object]", dtype: str) -> None:
         self._reader = CheckpointReader(directory)
         padded_vocab_size = self._reader.shape("embedding.word_embeddings.weight")[0]
-        self.with_mtp = any(key.startswith("mtp.") for key in self._reader.keys)
-        self.mapping = mapping_for(hf_config, padded_vocab_size, with_mtp=self.with_mtp)
+        self.corrections = megatron_corrections(hf_config, self._reader.keys, directory)
+        self.mapping = mapping_for(hf_config | self.corrections.fields, padded_vocab_size)
         names = self.mapping.megatron_names()
         self._places = {name: locate(self.mapping, name, self._reader) for name in names}
         check_left_over((place.key for place in self._places.values()), self._reader)
         self._origin = {hf: name for name in names for hf in self.mapping.hf_targets(name)}
         self._dtype = dtype
+        self._narrower: dict[str, torch.dtype] = {}  # that the original had, by HF name
+        widened = directory / hf_dir.HF_DTYPES
+        if dtype == "keep" and widened.is_file():
+            for hf_name, stored in json.loads(widened.read_text()).items():
+                self._narrower[hf_name] = getattr(torch, stored)
 
     def dtype(self, hf_name: str) -> torch.dtype:
+        if hf_name in self._narrower:
+            return self._narrower[hf_name]
         name = self._origin[hf_name]
         stored = self._reader.dtype(self._places[name].key)
         return hf_dir.chosen_dtype(stored, self._dtype, self.mapping.parameter(name).float32)
@@ -60,6 +86,8 @@ class MegatronTensors:
         """One HF tensor in pieces, one after the other along dim 0."""
         name = self._origin[hf_name]
         pieces = self.mapping.to_hf_rows(name, self._reader.pieces(self._places[name]))[hf_name]
+        for piece in pieces:
+            check_finite(piece, f"HF tensor {hf_name} in {self._reader.directory}")
         return [piece.to(self.dtype(hf_name)).contiguous() for piece in pieces]
 
 
@@ -77,7 +105,8 @@ def megatron_to_hf(
     """Convert a Megatron distributed checkpoint, a training checkpoint too, into an HF one.
 
     Args:
-        megatron: the folder with `metadata.json` and `.metadata`; from any layout.
+        megatron: the folder with `metadata.json` and `.metadata`; from any layout. Or a run's
+            directory, or its `checkpoints`, where only one checkpoint is in it.
         out: must not exist, appears when it is whole; until then all is in `<out>.incomplete`.
         dtype: bf16, fp32 or keep.
         max_shard_size: of a file, such as 5GB. None: files as in the original where it is known.
@@ -88,7 +117,7 @@ def megatron_to_hf(
     Returns, Raises: see `hf_to_megatron`.
     """
     hf_dir.check_dtype(dtype)
-    directory = Path(megatron).expanduser()
+    directory = _checkpoint_dir(Path(megatron).expanduser())
     model_dir = _model_dir(directory, hf_config)
     tensors = MegatronTensors(directory, hf_dir.read_config(model_dir), dtype)
     files = _files(tensors, directory, max_shard_size)
@@ -104,24 +133,49 @@ def megatron_to_hf(
             if output.finished(file_name) is None:
                 _write(output, file_name, names, tensors)
         write_index(output.partial, files, total)
-        hf_dir.carry_over(model_dir, output.partial, dtype, with_mtp=tensors.with_mtp)
+        hf_dir.carry_over(model_dir, output.partial, dtype, tensors.corrections.fields)
         sides = (tensors.mapping, directory, output.partial)
         verified = verify_conversion(*sides, dtype) if verify else []
         output.finish()
-    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
+    written = f"{out}: {total / 1e9:.2f} GB in {len(files)} files"
+    return [*tensors.corrections.notes, written, *verified]
+
+
+def _checkpoint_dir(given: Path) -> Path:
+    """The checkpoint meant by a folder: itself, or the only one of a run or its `checkpoints`.
+
+    Raises:
+        ValueError: there is none, or there are several, which are listed.
+    """
+    if not given.is_dir():
+        fail("megatron", str(given), "no such folder")
+    if is_checkpoint(given) or any(given.glob("*.distcp")):  # an incomplete one is named as such
+        return given
+    steps = []
+    for folder in (given / "checkpoints", given):
+        # a copy, or one that is being written, is meant only when it is named
+        found = [folder / step_name(step) for step in steps_in(folder)]
+        steps += [path for path in found if is_checkpoint(path)]
+    if len(steps) == 1:
+        return steps[0]
+    if steps:
+        listed = ", ".join(map(str, steps))
+        fail("megatron", str(given), f"holds {len(steps)} checkpoints: give one of {listed}")
+    if (given / SINGLE_NAME).is_file() or (given / INDEX_NAME).is_file():
+        fail("megatron", str(given), "is an HF checkpoint already")
+    wanted = "a folder with metadata.json and .metadata, or a run's directory with a checkpoint"
+    fail("megatron", str(given), f"holds no Megatron checkpoint: must be {wanted}")
 
 
 def _model_dir(directory: Path, hf_config: "Optional[str | Path]") -> Path:
     """Where config and tokenizer are: as told, beside the weights, or in the run's `model`."""
-    if not directory.is_dir():
-        fail("megatron", str(directory), "no such folder")
     if hf_config is not None:
         return hf_dir.local_directory(hf_config, "hf_config")
     candidates = [directory, directory.resolve().parent.parent / "model"]
     found = [path for path in candidates if (path / "config.json").is_file()]
     if not found:
         where = " or ".join(map(str, candidates))
-        fail("hf_config", None, f"must be given: no config.json in {where}")
+        fail("hf_config", None, f"must be given (--hf-config): no config.json in {where}")
     return found[0]
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -23,6 +23,7 @@ from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.mapping import CheckpointEntry, Mapping
 from megatron_zero.convert.safetensors_io import SafetensorsSource, grouped
 from megatron_zero.convert.sources import TensorSource
+from megatron_zero.convert.stored import NUM_MTP, check_copies, hf_corrections
 from megatron_zero.convert.streaming import OutputDirectory, prefetched
 from megatron_zero.convert.tensors import take_rows
 from megatron_zero.convert.verify import verify_conversion
@@ -85,28 +86,27 @@ def hf_to_megatron(
     hf_dir.check_dtype(dtype)
     directory = hf_dir.local_directory(hf, "hf")
     config = hf_dir.read_config(directory)
-    mapping = _mapping(config, *sizes, with_mtp=not drop_mtp)
     source = hf_dir.open_source(directory, config, dtype)
+    corrections = hf_corrections(config, source, directory)
+    mapping = _mapping(config | corrections.fields, *sizes, with_mtp=not drop_mtp)
     mapping.check_source(source)
+    check_copies(mapping, source)
     files = _files(mapping, source, dtype, *sizes[:2])
     inputs = {"source": hf_dir.fingerprint(directory), "dtype": dtype, "layout": list(sizes)}
     inputs |= {"drop_mtp": drop_mtp}
     parameters = list(itertools.chain(*files.values()))
     total = sum(parameter.nbytes for parameter in parameters)
     with OutputDirectory(Path(out), inputs, total, resume=resume, progress=progress) as output:
-        chunks: dict[str, list[Chunk]] = defaultdict(list)
-        for name, members in files.items():
-            places = output.finished(name) or _write(output, name, members, mapping, source)
-            blocks = ((p, block) for p in members for block in p.blocks)
-            for (p, block), place in zip(blocks, places, strict=True):
-                chunks[p.entry.key].append(Chunk(*p.entry.within(*block), name, *place))
-        keys = {p.entry.key: (p.entry.shape, p.dtype) for p in parameters}
-        write_metadata(output.partial, keys, chunks, CONTENT)
+        _write_all(output, files, mapping, source)
         _keep_assignment(directory, mapping, output.partial / hf_dir.HF_FILES)
-        hf_dir.carry_over(directory, output.partial, dtype, with_mtp=not drop_mtp)
+        if dtype == "keep":
+            _keep_dtypes(mapping, source, parameters, output.partial / hf_dir.HF_DTYPES)
+        dropped = {NUM_MTP: 0} if drop_mtp and config.get(NUM_MTP) else {}
+        hf_dir.carry_over(directory, output.partial, dtype, corrections.fields | dropped)
         verified = verify_conversion(mapping, output.partial, directory, dtype) if verify else []
         output.finish()
-    return [f"{out}: {total / 1e9:.2f} GB in {len(files)} files", *verified]
+    written = f"{out}: {total / 1e9:.2f} GB in {len(files)} files"
+    return [*corrections.notes, written, *verified]
 
 
 def _keep_assignment(directory: Path, mapping: Mapping, path: Path) -> None:
@@ -114,6 +114,23 @@ def _keep_assignment(directory: Path, mapping: Mapping, path: Path) -> None:
     known, stored = set(mapping.hf_names()), SafetensorsSource(directory, fp8=True).files()
     assigned = {file: [n for n in names if n in known] for file, names in stored.items()}
     path.write_text(json.dumps(assigned, indent=1) + "\n")
+
+
+def _keep_dtypes(
+    mapping: Mapping, source: TensorSource, parameters: Sequence[_Parameter], path: Path
+) -> None:
+    """Record the types of tensors that are stored wider here, for the way back; if there are any.
+
+    A parameter that is made of tensors of several types, or shares its key with experts of
+    another, has the widest of them.
+    """
+    widened = {}
+    for parameter in parameters:
+        for hf_name in mapping.hf_targets(parameter.name):
+            if source.dtype(hf_name) != parameter.dtype:
+                widened[hf_name] = str(source.dtype(hf_name)).removeprefix("torch.")
+    if widened:
+        path.write_text(json.dumps(widened, indent=1) + "\n")
 
 
 def _mapping(
@@ -144,6 +161,7 @@ def _files(
     mapping: Mapping, source: TensorSource, dtype: str, tp_size: int, pp_size: int
 ) -> dict[str, list[_Parameter]]:
     """All parameters by file, stage after stage; no file belongs to two stages."""
+    dtypes = _key_dtypes(mapping, source, dtype)
     stages: dict[int, list[_Parameter]] = defaultdict(list)
     for name in mapping.megatron_names():
         layer = re.match(r"decoder\.layers\.(\d+)\.", name)
@@ -151,7 +169,8 @@ def _files(
             stage = int(layer[1]) * pp_size // mapping.dims["num_hidden_layers"]
         else:
             stage = 0 if name.startswith("embedding.") else pp_size - 1
-        stages[stage].append(_parameter(mapping, source, name, dtype, tp_size))
+        chosen = dtypes[mapping.checkpoint_entry(name).key]
+        stages[stage].append(_parameter(mapping, name, chosen, tp_size))
     return {
         f"stage{stage:03d}_{number:04d}.distcp": members
         for stage, held in stages.items()
@@ -159,15 +178,23 @@ def _files(
     }
 
 
-def _parameter(
-    mapping: Mapping, source: TensorSource, name: str, dtype: str, tp_size: int
-) -> _Parameter:
+def _key_dtypes(mapping: Mapping, source: TensorSource, dtype: str) -> dict[str, torch.dtype]:
+    """The type to write of every key.
+
+    A key has one type: of tensors of unlike ones that it joins (q, k and v; gate and up; the
+    experts of a layer), the widest, which holds the values of all of them.
+    """
+    dtypes: dict[str, torch.dtype] = {}
+    for name in mapping.megatron_names():
+        parameter, key = mapping.parameter(name), mapping.checkpoint_entry(name).key
+        for hf_name in parameter.hf_names:
+            chosen = hf_dir.chosen_dtype(source.dtype(hf_name), dtype, parameter.float32)
+            dtypes[key] = torch.promote_types(dtypes.get(key, chosen), chosen)
+    return dtypes
+
+
+def _parameter(mapping: Mapping, name: str, chosen: torch.dtype, tp_size: int) -> _Parameter:
     mapped = mapping.parameter(name)
-    stored = {str(source.dtype(hf_name)): source.dtype(hf_name) for hf_name in mapped.hf_names}
-    if len(stored) > 1:
-        names = ", ".join(mapped.hf_names)
-        raise ValueError(f"HF tensors {names}: must have one type, not {[*stored]}")
-    chosen = hf_dir.chosen_dtype(*stored.values(), dtype, mapped.float32)
     # Every rank holds its part of each block: of gate and of up, where they are stacked.
     parts = tp_size * mapped.kind.num_blocks
     blocks = list(_blocks(mapped.full_shape, chosen.itemsize, mapped.tp_dim, parts))
@@ -191,6 +218,24 @@ def _blocks(
     ]
     for ranges in itertools.product(*cuts):
         yield tuple(start for start, _ in ranges), tuple(length for _, length in ranges)
+
+
+def _write_all(
+    output: OutputDirectory,
+    files: dict[str, list[_Parameter]],
+    mapping: Mapping,
+    source: TensorSource,
+) -> None:
+    """Write every file that is not there already, and the metadata."""
+    chunks: dict[str, list[Chunk]] = defaultdict(list)
+    keys: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, members in files.items():
+        places = output.finished(name) or _write(output, name, members, mapping, source)
+        blocks = ((p, block) for p in members for block in p.blocks)
+        for (p, block), place in zip(blocks, places, strict=True):
+            chunks[p.entry.key].append(Chunk(*p.entry.within(*block), name, *place))
+            keys[p.entry.key] = (p.entry.shape, p.dtype)
+    write_metadata(output.partial, keys, chunks, CONTENT)
 
 
 def _write(

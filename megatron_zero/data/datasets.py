@@ -25,7 +25,15 @@ from typing import Any, Optional
 
 from megatron_zero.config import DataConfig, fail, replace
 from megatron_zero.data import arithmetic
-from megatron_zero.data.tables import FILE_SUFFIXES, Table, dataset_table, did_you_mean, open_table
+from megatron_zero.data.answers import answer_texts, question_text
+from megatron_zero.data.tables import (
+    FILE_SUFFIXES,
+    Table,
+    dataset_table,
+    did_you_mean,
+    open_table,
+    what_is_at,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,40 +96,57 @@ def load_rows(config: DataConfig, *, seed: int = 0, setting: str = "data.dataset
     """The rows of `config.dataset`: the first `config.max_prompts`, or all (0).
 
     Answers: the list column `answers` if there is one (any counts), else `answer`, or whatever
-    `config.answer_key` names. Text is stripped; nothing else is done to it: the float 142.0 stays
-    "142.0", as in the reference. Rows without an answer are left out and counted: MATH's training
-    set has two whose solution ends in an empty box, which an empty box would answer.
+    `config.answer_key` names; what can be one is said in `answers`. Text is stripped; nothing else
+    is done to it: the float 142.0 stays "142.0", as in the reference. Rows without an answer are
+    left out and counted: MATH's training set has two whose solution ends in an empty box, which an
+    empty box would answer.
 
     Args:
         seed: which problems are generated, for `arithmetic` only (`arithmetic_heldout` is fixed).
         setting: where the name was given, for error messages.
 
     Raises:
-        ValueError: no such data set, file, split or column; a question that is no text; no answers.
+        ValueError: no such data set, file, split or column; a question that is no text; a value
+            that cannot be an answer; no answers.
+    """
+    rows, num_rows = read_rows(config, seed=seed, setting=setting)
+    if len(rows) < num_rows:
+        left_out = f"{num_rows - len(rows)} of {num_rows} rows left out, without answer"
+        logger.warning("%s: %s", config.dataset, left_out)
+    return rows
+
+
+def read_rows(
+    config: DataConfig, *, seed: int = 0, setting: str = "data.dataset"
+) -> tuple[list[Row], int]:
+    """`load_rows` without a word in the log, and how many rows there were with or without answer.
+
+    Raises:
+        ValueError: as `load_rows`.
     """
     name = config.dataset
     if name in GENERATED:
-        return _generated_rows(config, seed)
-    entry = KNOWN[name] if name in KNOWN else KnownDataset(files=(), split=config.split)
-    if config.split not in (entry.split, DataConfig().split):
-        fail("data.split", config.split, f"{name} is always its split {entry.split!r}")
+        rows = _generated_rows(config, seed)
+        return rows, len(rows)
+    entry = _entry(config)
     table = _find(config, entry, setting)
     prompt_key = config.prompt_key or _first(table, (entry.keys[0], "problem"))
     answer_key = config.answer_key or _first(table, ("answers", entry.keys[1], "answer"))
     questions = table.values(prompt_key, "data.prompt_key")
     answers = table.values(answer_key, "data.answer_key")
+    if not questions:
+        fail(setting, name, f"{table.origin} has no rows")
     num_rows = min(len(questions), config.max_prompts or len(questions))
     rows = []
     for i in range(num_rows):
-        question = _question_text(questions[i], i, prompt_key, table)
-        if row_answers := _answer_texts(answers[i], entry.answer_after):
+        place, after = table.place(i), entry.answer_after
+        question = question_text(questions[i], prompt_key, place)
+        row_answers = answer_texts(answers[i], answer_key, place, answer_after=after)
+        if row_answers:
             rows.append(Row(index=i, question=question, answers=row_answers))
     if not rows:
         fail("data.answer_key", answer_key, f"none of {num_rows} rows of {table.origin} has one")
-    if len(rows) < num_rows:
-        left_out = num_rows - len(rows)
-        logger.warning("%s: %d of %d rows left out, without answer", name, left_out, num_rows)
-    return rows
+    return rows, num_rows
 
 
 def _generated_rows(config: DataConfig, seed: int) -> list[Row]:
@@ -142,49 +167,60 @@ def _first(table: Table, keys: Sequence[str]) -> str:
     return next(filter(table.has, keys), keys[-1])
 
 
-def _question_text(value: Any, index: int, prompt_key: str, table: Table) -> str:
-    """Verbatim. Anything but text means that the wrong column is read: refused."""
-    if not isinstance(value, str) or not value.strip():
-        found = type(value).__name__ if value else "empty"
-        fail("data.prompt_key", prompt_key, f"row {index} of {table.origin}: {found}, not a text")
-    return value
-
-
-def _answer_texts(value: Any, answer_after: str) -> tuple[str, ...]:
-    """Stripped texts, empty and repeated ones left out."""
-    values = value if isinstance(value, list) else [value]
-    texts = ["" if each is None else str(each) for each in values]
-    if answer_after:
-        texts = [text.rsplit(answer_after, maxsplit=1)[-1] for text in texts]
-    return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
-
-
 def _find(config: DataConfig, entry: KnownDataset, setting: str) -> Table:
+    path, hub = _locate(config, entry, setting)
+    if path is not None:
+        return open_table(path, entry.split, setting)
+    return _hub_table(hub, entry.split, setting, config.dataset)
+
+
+def is_local(config: DataConfig, setting: str = "data.dataset") -> bool:
+    """Whether `load_rows` would read files of this machine; False: generated, or from the hub.
+
+    Raises:
+        ValueError: no such data set, or no such folder `data.data_dir`.
+    """
+    if config.dataset in GENERATED:
+        return False
+    path, _ = _locate(config, _entry(config), setting)
+    return path is not None
+
+
+def _entry(config: DataConfig) -> KnownDataset:
+    if config.dataset in KNOWN:
+        entry = KNOWN[config.dataset]
+        if config.split not in (entry.split, DataConfig().split):
+            always = f"{config.dataset} is always its split {entry.split!r}"
+            fail("data.split", config.split, always)
+        return entry
+    return KnownDataset(files=(), split=config.split)
+
+
+def _locate(config: DataConfig, entry: KnownDataset, setting: str) -> tuple[Optional[Path], str]:
+    """The local path of a data set, else None and its hub id; nothing is opened."""
     name = config.dataset
     if name in KNOWN:
         path = _local_path(config.data_dir, entry)
-        if path is not None:
-            return open_table(path, entry.split, setting)
-        if not entry.hub:
+        if path is None and not entry.hub:
             files = ", ".join(f"{file}.parquet" for file in entry.files)
             valid = f"is on no hub: set data.data_dir to a folder that has one of {files}"
             fail(setting, name, valid)
-        return _hub_table(entry.hub, entry.split, setting, name)
+        return path, entry.hub
     path = Path(name).expanduser()
     looks_local = path.suffix in FILE_SUFFIXES or name.startswith(("/", ".", "~"))
-    if name and (path.exists() or looks_local):
-        return open_table(path, config.split, setting)
+    if name and (what_is_at(path, setting) or looks_local):
+        return path, ""
     if name.rpartition("@")[2].count("/") != 1:
         valid = f"{', '.join(known_names())}, a file or folder, or a hub id (owner/name)"
         fail(setting, name, f"must be one of {valid}{did_you_mean(name, known_names())}")
-    return _hub_table(name, config.split, setting, name)
+    return None, name
 
 
 def _local_path(data_dir: str, entry: KnownDataset) -> Optional[Path]:
     if not data_dir:
         return None
     root = Path(data_dir).expanduser()
-    if not root.is_dir():
+    if what_is_at(root, "data.data_dir") != "folder":
         fail("data.data_dir", data_dir, "no such folder")
     for file in (file + suffix for file in entry.files for suffix in (*FILE_SUFFIXES, "")):
         if (root / file).exists():

@@ -22,6 +22,7 @@ Example (sequence_length 3):
 
 import itertools
 import logging
+import re
 from array import array
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from megatron_zero.config import DocumentsConfig, fail
 from megatron_zero.data import arithmetic
 from megatron_zero.data.encoding import encode
 from megatron_zero.data.seeding import epoch_order
-from megatron_zero.data.tables import FILE_SUFFIXES, open_table
+from megatron_zero.data.tables import FILE_SUFFIXES, Table, open_table, what_is_at
+from megatron_zero.data.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ TokenSequence = list[tuple[int, ...]]  # pieces of documents, each of at least 2
 TEXT_SUFFIXES = (".txt", ".md")
 _ENCODED_AT_ONCE = 1024  # documents
 _GENERATED_AT_ONCE = 16
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DocumentStream:
@@ -63,7 +66,12 @@ class DocumentStream:
         self._blocks: list[list[tuple[int, int]]] = []  # pieces: [start, end) in _tokens
         self._tokens = array("i")
         if config.source != "arithmetic":
-            self._tokens, lengths = _tokenise(_read_texts(config), tokenizer)
+            texts, num_documents = read_texts(config)
+            if len(texts) < num_documents:
+                left_out = f"{num_documents - len(texts)} of {num_documents} documents left out"
+                where = config.text_key
+                logger.warning("%s: %s, without text in %s", config.source, left_out, where)
+            self._tokens, lengths = _tokenise(texts, tokenizer)
             self._blocks = cut_into_blocks(lengths, config.sequence_length)
             if not self._blocks:
                 fail("documents.source", config.source, "holds no text")
@@ -145,28 +153,76 @@ def _tokenise(texts: list[str], tokenizer: Any) -> tuple[array, list[int]]:
     return tokens, lengths
 
 
-def _read_texts(config: DocumentsConfig) -> list[str]:
-    """Non-empty documents. A text file is one document; columns are joined with a newline."""
-    setting = "documents.source"
+def read_texts(config: DocumentsConfig) -> tuple[list[str], int]:
+    """Non-empty documents, and how many there were with the empty ones; not for "arithmetic".
+
+    A text file is one document; columns are joined with a newline.
+
+    Raises:
+        ValueError: the source cannot be read, or lacks the columns of `text_key`, or they hold
+            something else than text.
+    """
     path = Path(config.source).expanduser()
-    if path.suffix in TEXT_SUFFIXES and path.is_file():
-        text = path.read_text(encoding="utf-8")
-        return [text] if text.strip() else []
-    if not path.exists() or (path.is_file() and path.suffix not in FILE_SUFFIXES):
-        suffixes = ", ".join((*TEXT_SUFFIXES, *FILE_SUFFIXES))
-        valid = f"a folder, or a file that exists and ends in one of {suffixes}"
-        fail(setting, config.source, f'must be "arithmetic", {valid}')
-    table = open_table(path, "train", setting)
+    kind = what_is_at(path, "documents.source")
+    if path.suffix in TEXT_SUFFIXES and kind == "file":
+        return _text_file(path)
+    table = _open_source(config)
     columns = [table.values(key, "documents.text_key") for key in config.text_key.split("+")]
     texts = []
-    for parts in zip(*columns, strict=True):
+    for row, parts in enumerate(zip(*columns, strict=True)):
         for part in parts:
-            if part is not None and not isinstance(part, str):
-                valid = f"{table.origin} has {type(part).__name__} there, not text"
-                fail("documents.text_key", config.text_key, valid)
+            problem = _why_no_text(part)
+            if problem:
+                fail("documents.text_key", config.text_key, f"{table.place(row)}: {problem}")
         if all(part and part.strip() for part in parts):
             texts.append("\n".join(parts))
-    if len(texts) < len(columns[0]):
-        left_out = f"{len(columns[0]) - len(texts)} of {len(columns[0])} documents left out"
-        logger.warning("%s: %s, without text in %s", table.origin, left_out, config.text_key)
-    return texts
+    return texts, len(columns[0])
+
+
+def check_columns(config: DocumentsConfig) -> None:
+    """Of a source too large to read twice, check what costs nothing: a parquet file's columns.
+
+    Raises:
+        ValueError: no such source, or no such columns.
+    """
+    path = Path(config.source).expanduser()
+    if path.suffix in (*TEXT_SUFFIXES, ".jsonl", ".json") and path.is_file():
+        return
+    table = _open_source(config)
+    for key in config.text_key.split("+"):
+        table.check_column(key, "documents.text_key")
+
+
+def _text_file(path: Path) -> tuple[list[str], int]:
+    text = read_text(path, "documents.source")
+    if "\0" in text:
+        line = 1 + text.count("\n", 0, text.index("\0"))
+        valid = f"line {line} holds a NUL character: it is binary, UTF-16 or damaged"
+        fail("documents.source", str(path), valid)
+    return ([text] if text.strip() else []), 1
+
+
+def _open_source(config: DocumentsConfig) -> Table:
+    path = Path(config.source).expanduser()
+    kind = what_is_at(path, "documents.source")
+    if not kind or (kind == "file" and path.suffix not in FILE_SUFFIXES):
+        suffixes = ", ".join((*TEXT_SUFFIXES, *FILE_SUFFIXES))
+        valid = f"a folder, or a file that exists and ends in one of {suffixes}"
+        fail("documents.source", config.source, f'must be "arithmetic", {valid}')
+    return open_table(path, "train", "documents.source")
+
+
+def _why_no_text(part: Any) -> str:
+    """What is wrong with a value of a column, or "".
+
+    None is left out later. A NUL is kept: pages of the web and programs have some.
+    """
+    if part is None:
+        return ""
+    if not isinstance(part, str):
+        return f"{type(part).__name__}, not text"
+    surrogate = None if part.isascii() else _SURROGATE.search(part)
+    if surrogate is None:
+        return ""
+    where = f"{surrogate.group()!r} at character {surrogate.start() + 1}"
+    return f"a lone surrogate {where}, which is not text"

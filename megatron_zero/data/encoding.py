@@ -9,18 +9,28 @@ would end a prompt before the response.
 
 from typing import Any
 
-from megatron_zero.config import ModelConfig
+from megatron_zero.config import ModelConfig, fail
 from megatron_zero.data.arithmetic import build_character_tokenizer
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """A run's tokenizer: `characters`, or what transformers finds at the path or hub id."""
+    """A run's tokenizer: `characters`, or what transformers finds at the path or hub id.
+
+    Raises:
+        ValueError: there is none that transformers can read.
+    """
     if model.tokenizer == "characters":
         return build_character_tokenizer()
     from transformers import AutoTokenizer
 
-    # without the last argument it may ask a question, and wait for the answer
-    return AutoTokenizer.from_pretrained(model.tokenizer or model.path, trust_remote_code=False)
+    name = "tokenizer" if model.tokenizer else "path"
+    path = model.tokenizer or model.path
+    try:
+        # without the last argument it may ask a question, and wait for the answer
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        fail(f"model.{name}", path, f"transformers cannot read a tokenizer there: {reason}")
 
 
 def _adds_bos(tokenizer: Any) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_zero.config import TEMPLATES, fail
+from megatron_zero.data.answers import check_text
 from megatron_zero.data.tables import open_table
 
 HERE = Path(__file__).parent
@@ -56,18 +57,34 @@ def apply_template(name: str, question: str, tokenizer: Any = None, few_shot: st
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
+def check_few_shot(few_shot: str) -> None:
+    """Read `data.few_shot` ("": the built-in worked problems).
+
+    Raises:
+        ValueError: no such file or column, or a value that is not text.
+    """
+    _worked_problems(few_shot)
+
+
 @functools.cache
 def _worked_problems(few_shot: str) -> str:
     path = Path(few_shot).expanduser() if few_shot else HERE / "few_shot.jsonl"
     table = open_table(path, "train", "data.few_shot")
-    columns = (table.values(name, "data.few_shot") for name in ("problem", "solution"))
+    columns = [table.values(name, "data.few_shot") for name in ("problem", "solution")]
     parts = _template("few_shot")
-    shots = zip(*columns, strict=True)
-    return "".join(f"{parts['prefix']}{p}{parts['suffix']}{s}\n\n" for p, s in shots)
+    text = ""
+    for row, (problem, solution) in enumerate(zip(*columns, strict=True)):
+        for name, value in (("problem", problem), ("solution", solution)):
+            if not isinstance(value, str) or not value.strip():
+                valid = f"{table.place(row)}: its {name} is {value!r}, not a text"
+                fail("data.few_shot", few_shot, valid)
+            check_text(value, "data.few_shot", few_shot, table.place(row))
+        text += f"{parts['prefix']}{problem}{parts['suffix']}{solution}\n\n"
+    return text
 
 
 def stop_strings(name: str) -> tuple[str, ...]:
-    """Strings that end a response, besides EOS. They stay in the response: trained on.
+    """Strings that end a response, besides `stop_tokens`. They stay in the response: trained on.
 
     Raises:
         ValueError: `name` is not in `config.TEMPLATES`.

@@ -12,6 +12,7 @@ from typing import Any
 
 import zstandard
 
+from megatron_zero.checks import UserError
 from megatron_zero.observability.run_dir import write_atomically
 from megatron_zero.types import Graded, Prompt, Response, RolloutGroup
 
@@ -61,7 +62,7 @@ def read_rollouts(path: Path) -> list[RolloutRecord]:
             lines = file.read().decode("utf-8", errors="surrogatepass").split("\n")
         return [_from_plain(json.loads(line)) for line in lines if line]
     except (zstandard.ZstdError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a rollout file: {error}") from None
+        raise UserError(f"{path}: not a rollout file: {error}") from None
 
 
 def _from_plain(data: dict[str, Any]) -> RolloutRecord:

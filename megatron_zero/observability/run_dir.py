@@ -16,16 +16,17 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from megatron_zero.checks import UserError
 from megatron_zero.config_io import Config, dump_config
+from megatron_zero.step_names import step_name
 
-
-def step_name(step: int) -> str:
-    """`step_000010`; sorts by step."""
-    return f"step_{step:06d}"
+ROLLOUT_SUFFIX = ".jsonl.zst"
+RESULT_FOLDERS = ("rollouts", "checkpoints", "hf", "eval")
 
 
 class RunDir:
@@ -46,7 +47,7 @@ class RunDir:
         return cls(Path(config.run_dir))
 
     def rollouts(self, step: int) -> Path:
-        return self.path / "rollouts" / f"{step_name(step)}.jsonl.zst"
+        return self.path / "rollouts" / f"{step_name(step)}{ROLLOUT_SUFFIX}"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_name(step)
@@ -60,21 +61,31 @@ class RunDir:
     def has_results(self) -> bool:
         """Whether a run got as far as leaving something that cost time."""
         metrics = self.metrics.exists() and self.metrics.stat().st_size > 0
-        folders = ("rollouts", "checkpoints", "hf", "eval")
-        return metrics or any(any((self.path / folder).glob("*")) for folder in folders)
+        return metrics or any(any((self.path / folder).glob("*")) for folder in RESULT_FOLDERS)
 
 
 def check_startable(path: str | Path, *, resume: bool) -> None:
-    """Refuse to start over the results of another run.
+    """Refuse to start over the results of another run, or where nothing could be written.
+
+    What a run writes in hours' time is looked at too: a file where the checkpoints go, or a folder
+    of somebody else, would otherwise be found when there is something to lose.
 
     Raises:
-        ValueError: results are there and `resume` is not set, or `path` is a file.
+        ValueError: results are there and `resume` is not set; `path`, or a folder in it, is a file
+            or cannot be written.
     """
     run_dir = RunDir(Path(path))
-    if run_dir.path.exists() and not run_dir.path.is_dir():
-        raise ValueError(f"run directory {path}: is a file")
-    if not resume and run_dir.has_results():
-        raise ValueError(
+    with _errors_named(run_dir.path):
+        if run_dir.path.exists() and not run_dir.path.is_dir():
+            raise UserError(f"run directory {path}: is a file")
+        for folder in (run_dir.path / name for name in (*RESULT_FOLDERS, "model", "tensorboard")):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"run directory {path}: its {folder.name} is a file")
+            if folder.exists() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+                raise UserError(f"run directory {path}: its {folder.name} cannot be written")
+        has_results = run_dir.has_results()
+    if not resume and has_results:
+        raise UserError(
             f"run directory {path}: holds the results of a run; continue it with --resume, start "
             "another with name=<another name> or --run-dir, or delete it"
         )
@@ -94,17 +105,33 @@ def create_run_dir(
             not written.
 
     Raises:
-        ValueError: as `check_startable`.
+        ValueError: as `check_startable`, or the directory cannot be made.
     """
     check_startable(config.run_dir, resume=resume)
     run_dir = RunDir.of(config)
-    run_dir.path.mkdir(parents=True, exist_ok=True)
-    keep_old = run_dir.has_results()
-    _write(run_dir.config, dump_config(config), keep_old)
-    if environment is not None:
-        text = json.dumps(environment, indent=2, ensure_ascii=False) + "\n"
-        _write(run_dir.environment, text, keep_old)
+    with _errors_named(run_dir.path):
+        run_dir.path.mkdir(parents=True, exist_ok=True)
+        keep_old = run_dir.has_results()
+        _write(run_dir.config, dump_config(config), keep_old)
+        if environment is not None:
+            text = json.dumps(environment, indent=2, ensure_ascii=False) + "\n"
+            _write(run_dir.environment, text, keep_old)
     return run_dir
+
+
+@contextmanager
+def _errors_named(path: Path) -> Iterator[None]:
+    """Say which settings a run directory that cannot be made comes from, and what is in the way."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if error.filename in (None, str(path)) else f" ({error.filename})"
+        in_the_way = [str(above) for above in path.parents if os.path.isfile(above)]
+        if in_the_way:
+            where = f" ({in_the_way[0]} is a file)"
+        settings = "runs_dir and name, or --run-dir, say where it is"
+        reason = f"cannot be made or written: {error.strerror}{where}"
+        raise UserError(f"run directory {path}: {reason}; {settings}") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import LoggingConfig, fail
 from megatron_zero.observability.console import TRAIN_COLUMNS, Column, ConsoleSink
 from megatron_zero.observability.run_dir import RunDir, write_atomically
@@ -146,7 +147,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
         elif number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a record of metrics: {line[:80]}")
+            raise UserError(f"{path}, line {number}: not a record of metrics: {line[:80]}")
     return records
 
 

@@ -4,10 +4,17 @@ A host that loses its power or its network closes no connection, so the others' 
 wait for it as long as for one that is slow: an hour. One process of each host therefore counts up
 in the job's store and reads the others' counts. Whoever stands still for too long is lost, and this
 process ends, which torchrun takes as the job's failure.
+
+A host on which a rank fails says so in the same store, before it ends; the others end with what
+that rank said, and need not wait for its silence.
 """
 
 import atexit
+import contextlib
+import dataclasses
+import datetime
 import itertools
+import json
 import os
 import socket
 import sys
@@ -16,8 +23,13 @@ import time
 
 import torch.distributed as dist
 
+from megatron_zero import failures
+from megatron_zero.failures import CRASH, Failure
+
 _INTERVAL_S = 2.0
 _DONE = b"done"
+_FIRST = "first"  # of the failures of a job
+_ANSWER_S = 10.0  # of the store
 
 
 def watch_hosts(max_silence_s: float) -> None:
@@ -30,7 +42,7 @@ def watch_hosts(max_silence_s: float) -> None:
         max_silence_s: a host that was not heard of for so long is lost.
     """
     env = os.environ
-    if "GROUP_WORLD_SIZE" not in env or env["GROUP_WORLD_SIZE"] == "1" or env["LOCAL_RANK"] != "0":
+    if num_hosts() == 1 or env["LOCAL_RANK"] != "0":
         return
     own, head, name = env["GROUP_RANK"], env["MASTER_ADDR"], socket.gethostname()
     keys = [str(host) for host in range(int(env["GROUP_WORLD_SIZE"]))]
@@ -61,7 +73,7 @@ def watch_hosts(max_silence_s: float) -> None:
             names = f"{head}, or the network of this host"
         message = f"host lost: {names} (on {name}: silent for {max_silence_s:.0f} s)"
         print(message, file=sys.stderr, flush=True)
-        os._exit(1)
+        os._exit(CRASH)
 
     def end() -> None:
         ended.set()
@@ -73,3 +85,56 @@ def watch_hosts(max_silence_s: float) -> None:
     for thread in threads:
         thread.start()
     atexit.register(end)
+
+
+def num_hosts() -> int:
+    """Machines of this job, as torchrun counts them."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
+def watch_failures() -> None:
+    """End this process when a rank of another host has failed, with what that rank said.
+
+    From before the job is joined, where those that are there wait for those that will not come.
+    Called once by every rank; nothing on a single host.
+    """
+    if num_hosts() == 1 or os.environ["LOCAL_RANK"] != "0":
+        return
+    store = _failure_store()
+    ended = threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(dist.DistError):  # a store that is gone is `watch_hosts`' matter
+            while not store.check([_FIRST]):
+                if ended.wait(_INTERVAL_S):
+                    return
+            first = Failure(**json.loads(store.get(_FIRST)))
+            failures.tell(first.sentence, first.status)  # `first_failure` puts in that rank's name
+            os._exit(first.status)
+
+    def end() -> None:
+        ended.set()
+        thread.join(_INTERVAL_S)  # in the store while Python is taken down, it would abort
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    atexit.register(end)
+
+
+def first_failure(failure: Failure) -> Failure:
+    """Tell all hosts of a failure; returns the first one of the job, which caused the others.
+
+    The failure itself where the store does not answer any more.
+    """
+    with contextlib.suppress(dist.DistError):
+        text = json.dumps(dataclasses.asdict(failure))
+        return Failure(**json.loads(_failure_store().compare_set(_FIRST, "", text)))
+    return failure
+
+
+def _failure_store() -> dist.PrefixStore:
+    env = os.environ
+    limit = datetime.timedelta(seconds=_ANSWER_S)
+    address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    job = dist.TCPStore(*address, is_master=False, timeout=limit)
+    return dist.PrefixStore(f"failures/{env.get('TORCHELASTIC_RESTART_COUNT', '0')}", job)

@@ -19,6 +19,7 @@ from megatron_zero.batching import Packing, build_document_minibatch
 from megatron_zero.config import ParallelConfig
 from megatron_zero.convert.families import mapping_for
 from megatron_zero.convert.hf_dir import read_config
+from megatron_zero.convert.stored import folder_corrections
 from megatron_zero.policy.parallel import initialize
 
 Documents = list[tuple[int, ...]]  # all of the same length
@@ -83,6 +84,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("bf16", "fp32", "keep"), default="keep")
     options = parser.parse_args()
     hf_config = read_config(options.hf)
+    hf_config |= folder_corrections(hf_config, options.hf).fields
     rng = random.Random(0)
     vocabulary = range(hf_config["vocab_size"])
     documents = [tuple(rng.choice(vocabulary) for _ in range(_TOKENS)) for _ in range(_DOCUMENTS)]

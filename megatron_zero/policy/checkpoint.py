@@ -11,7 +11,11 @@ from typing import Any, Optional
 
 import torch.distributed as dist
 
+from megatron_zero.checks import UserError
+from megatron_zero.convert.dist_checkpoint import CheckpointReader
+from megatron_zero.policy import hf_weights
 from megatron_zero.policy.policy import Policy
+from megatron_zero.step_names import step_name, steps_in
 
 _INCOMPLETE = ".incomplete"
 
@@ -71,15 +75,20 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
         The `loop_state` that was saved.
 
     Raises:
-        ValueError: `directory` is no complete checkpoint.
+        UserError: `directory` is no complete checkpoint, or a file of it is damaged.
     """
     if not (directory / "metadata.json").is_file():
-        raise ValueError(f"checkpoint {directory}: no complete checkpoint is there")
+        raise UserError(f"checkpoint {directory}: no complete checkpoint is there")
+    try:
+        CheckpointReader(directory)  # compares the sizes of its files
+    except ValueError as error:
+        raise UserError(f"checkpoint {directory}: {error}") from error
     from megatron.core import dist_checkpointing
 
     state = dist_checkpointing.load(_sharded_state(policy, is_loading=True), str(directory))
     for i, chunk in enumerate(policy.chunks):
         chunk.load_state_dict(state[f"model{i}"])
+    hf_weights.check_loaded(policy.chunks, directory, policy.mapping, policy.topology)
     policy.optimizer.load_state_dict(state["optimizer"])
     # For bf16 the working copy follows from the float32 weights; float32 models train those.
     policy.scheduler.load_state_dict(state["scheduler"])
@@ -90,7 +99,7 @@ def load(directory: Path, policy: Policy) -> dict[str, Any]:
 def load_latest(checkpoints: Path, policy: Policy) -> Optional[dict[str, Any]]:
     """Restore the newest complete checkpoint of a folder; None where there is none."""
     steps = saved_steps(checkpoints)
-    return load(checkpoints / f"step_{steps[-1]:06d}", policy) if steps else None
+    return load(checkpoints / step_name(steps[-1]), policy) if steps else None
 
 
 def save_and_prune(
@@ -105,17 +114,19 @@ def save_and_prune(
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Steps of the complete checkpoints in a folder, oldest first."""
-    return sorted(
-        int(path.name.removeprefix("step_"))
-        for path in checkpoints.glob("step_*")
-        if path.is_dir() and not path.name.endswith(_INCOMPLETE)
-    )
+    return [step for step in steps_in(checkpoints) if (checkpoints / step_name(step)).is_dir()]
 
 
 def prune(checkpoints: Path, *, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints (0: none) and what a crash left half done."""
-    for partial in checkpoints.glob(f"*{_INCOMPLETE}"):
-        shutil.rmtree(partial)
+    """Remove all but the newest `keep` checkpoints (0: none) and what a crash left half done.
+
+    Nothing else that lies there is touched, nor a checkpoint that is a link to another place.
+    """
+    old = [step_name(step) + _INCOMPLETE for step in steps_in(checkpoints, _INCOMPLETE)]
     steps = saved_steps(checkpoints)
-    for step in steps[: len(steps) - keep] if keep else []:
-        shutil.rmtree(checkpoints / f"step_{step:06d}")
+    if keep:
+        old += [step_name(step) for step in steps[: len(steps) - keep]]
+    for name in old:
+        directory = checkpoints / name
+        if directory.is_dir() and not directory.is_symlink():
+            shutil.rmtree(directory)

@@ -7,11 +7,6 @@ from megatron_zero.policy.model import PolicyModel
 from megatron_zero.policy.parallel import Topology
 
 
-def is_megatron_checkpoint(directory: Path) -> bool:
-    """Whether a folder holds a distributed checkpoint, such as the conversion tools write."""
-    return (directory / "metadata.json").is_file() and (directory / ".metadata").is_file()
-
-
 def load(directory: Path, chunks: Sequence[PolicyModel], topology: Topology) -> None:
     """Fill this rank's stage from a checkpoint without optimizer state; collective.
 

@@ -17,7 +17,6 @@ import importlib.machinery
 import os
 import sys
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -334,9 +333,6 @@ def install() -> None:
         return
     # Megatron's jit_fuser is torch.compile: seconds of compilation for nothing on a CPU.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # That kernels are missing here is what the start-up report says, once and not 40 times.
-    warnings.filterwarnings("ignore", module=r"megatron\.core")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch\.distributed|vllm)\.")
     view = _host_torch()
     sys.meta_path.insert(0, _MegatronFinder(view))
     for name, module in list(sys.modules.items()):

@@ -9,11 +9,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 import torch
 import torch.distributed as dist
 
+from megatron_zero.checks import UserError
+from megatron_zero.convert.finite import check_finite
 from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.convert.safetensors_io import grouped
 from megatron_zero.convert.sources import TensorSource
@@ -41,8 +44,10 @@ def load(
 
     Raises:
         ValueError: from the mapping, naming the tensor.
+        UserError: from reading, naming tensor and file; the same on every rank.
     """
     mapping.check_source(source)
+    problem = ""
     read: list[tuple[torch.Tensor, int, dist.ProcessGroup]] = []
     with torch.no_grad():
         for i, (names, param) in enumerate(named_tensors(chunks, topology)):
@@ -51,12 +56,52 @@ def load(
             reader = i % replicas.size()
             if replicas.rank() == reader:
                 rank, size = _place(own, tuple(param.shape), mapping, topology)
-                shard = mapping.to_megatron_shard(own, source, rank, size)
+                try:
+                    shard = mapping.to_megatron_shard(own, source, rank, size)
+                except ValueError as error:
+                    problem = str(error)
+                    break
                 assert shard.shape == param.shape, f"{own}: {shard.shape} for {param.shape}"
                 param.copy_(shard)
             read.append((param.detach(), reader, replicas))
+        refuse_together(problem, topology)
         for tensor, reader, replicas in read:
             dist.broadcast(tensor, group_src=reader, group=replicas)
+
+
+def refuse_together(problem: str, topology: Topology) -> None:
+    """What one rank found wrong with the weights is said by all, for any may be the one heard.
+
+    Collective: those that found nothing, and come with "", would else wait for one that has ended.
+
+    Raises:
+        UserError: the first rank's problem that is one.
+    """
+    problems = [""] * topology.world_size
+    dist.all_gather_object(problems, problem, group=topology.host_group)
+    for found in problems:
+        if found:
+            raise UserError(found)
+
+
+def check_loaded(
+    chunks: Sequence[PolicyModel], directory: Path, mapping: Mapping, topology: Topology
+) -> None:
+    """Refuse NaN and infinity in what Megatron loaded from a checkpoint; collective.
+
+    Raises:
+        UserError: naming the HF tensors that a parameter is made of; the same on every rank.
+    """
+    problem = ""
+    for names, tensor in named_tensors(chunks, topology):
+        own = names[topology.ep_rank if len(names) > 1 else 0]
+        hf_names = " + ".join(mapping.hf_targets(own)) or own
+        try:
+            check_finite(tensor.detach(), f"{hf_names} in {directory}")
+        except ValueError as error:
+            problem = str(error)
+            break
+    refuse_together(problem, topology)
 
 
 def _place(

@@ -6,7 +6,6 @@ the positions of `loss_mask` alone, so neither prompts nor padding cost a row of
 
 import functools
 import importlib.util
-import math
 import re
 from typing import Any, Optional
 
@@ -25,12 +24,12 @@ from megatron.core.transformer.transformer_block import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron_zero.checks import round_up
-from megatron_zero.convert.hf_config import RopeSettings
+from megatron_zero.checks import UserError, round_up
 from megatron_zero.convert.mapping import EXPERT, Mapping
 from megatron_zero.policy.attention import PackedAttention, RMSNorm
 from megatron_zero.policy.logprobs import linear_logprobs
 from megatron_zero.policy.parallel import Topology
+from megatron_zero.policy.rotary import stretched_frequencies
 from megatron_zero.policy.upstream import sum_rotary_key_gradient, use_hf_group_scores
 
 GROUPED = re.compile(r"experts\.(linear_fc[12])\.weight(\d+)$")
@@ -139,20 +138,6 @@ class PolicyModel(GPTModel):
         return hidden_states.squeeze(1).index_select(0, rows), weight
 
 
-def llama3_frequencies(rope: RopeSettings, head_dim: int) -> torch.Tensor:
-    """[head_dim / 2] rotary frequencies of Llama 3.1 and later, float32.
-
-    Long wavelengths are stretched by `factor`, short ones kept, those between blended (HF's
-    `_compute_llama3_parameters`). Megatron's own fixes all but the factor.
-    """
-    scaling = rope.scaling
-    inverse = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return kept * inverse + (1 - kept) * inverse / scaling["factor"]
-
-
 def build_chunks(
     config: TransformerConfig, mapping: Mapping, topology: Topology, *, temperature: float = 1.0
 ) -> list[PolicyModel]:
@@ -165,7 +150,7 @@ def build_chunks(
     if config.multi_latent_attention and layer_implementation() == "local":
         if config.q_lora_rank == config.kv_lora_rank + config.qk_pos_emb_head_dim:
             valid = "must not be kv_lora_rank + qk_rope_head_dim with Megatron's own layers"
-            raise ValueError(f"HF config q_lora_rank={config.q_lora_rank}: {valid}")
+            raise UserError(f"HF config q_lora_rank={config.q_lora_rank}: {valid}")
         sum_rotary_key_gradient(config.kv_lora_rank, config.qk_pos_emb_head_dim)
     numbers = range(topology.vp_size) if topology.vp_size > 1 else [None]
     return [_build_chunk(config, mapping, topology, number, temperature) for number in numbers]
@@ -193,8 +178,10 @@ def _build_chunk(
         real_vocab_size=vocab_size,
         temperature=temperature,
     )
-    if rope.rope_type == "llama3":
-        model.rotary_pos_emb.inv_freq = llama3_frequencies(rope, config.kv_channels)
+    if not config.multi_latent_attention:  # which stretches positions by itself
+        frequencies = stretched_frequencies(rope, config.kv_channels)
+        if frequencies is not None:
+            model.rotary_pos_emb.inv_freq = frequencies
     return model.to(topology.device)
 
 

@@ -4,18 +4,21 @@ What has a bias or a norm follows from the family's table (`Mapping`): a paramet
 must not exist, so the model is built from the names. The rest are numbers of `config.json`.
 """
 
+import math
 from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import ParallelConfig
+from megatron_zero.convert.hf_config import ORIGINAL_LENGTH
 from megatron_zero.convert.mapping import Mapping
+from megatron_zero.policy.rotary import attention_factor
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 INIT_METHODS = ("init_method", "output_layer_init_method", "embedding_init_method")
-LENGTH = "original_max_position_embeddings"
-YARN = (LENGTH, "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+YARN = (ORIGINAL_LENGTH, "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 LAYER = "decoder.layers.0.self_attention."
 
 
@@ -99,11 +102,11 @@ def _latent_attention(mapping: Mapping) -> dict[str, Any]:
         "rotary_scaling_factor": 1.0,
     }
     if rope.rope_type == "yarn":
-        if set(rope.scaling) != set(YARN):
-            raise ValueError(f"HF config rope_parameters: YaRN needs exactly {sorted(YARN)}")
+        if set(rope.scaling) != set(YARN) or not rope.truncate:
+            raise UserError(f"HF config rope_parameters: YaRN needs exactly {sorted(YARN)}")
         settings |= rope.scaling
         settings["rope_type"], settings["rotary_scaling_factor"] = "yarn", settings.pop("factor")
-        settings[LENGTH] = int(settings[LENGTH])
+        settings[ORIGINAL_LENGTH] = int(settings[ORIGINAL_LENGTH])
     return settings
 
 
@@ -125,6 +128,9 @@ def transformer_config(
         more |= _latent_attention(mapping)
     else:
         more["kv_channels"] = dims["head_dim"]
+        if mapping.rope.rope_type == "yarn":
+            scores = attention_factor(mapping.rope) ** 2  # of queries and of keys
+            more["softmax_scale"] = scores / math.sqrt(dims["head_dim"])
     return (MLATransformerConfig if is_latent else TransformerConfig)(
         num_layers=dims["num_hidden_layers"],
         hidden_size=dims["hidden_size"],

@@ -79,14 +79,36 @@ def build_optimizer(
     )
     overrides = get_standard_config_overrides(megatron_config)
     optimizer = get_megatron_optimizer(megatron_config, list(chunks), config_overrides=overrides)
+    scheduler = build_scheduler(config, optimizer, num_optimizer_steps=num_optimizer_steps)
+    return optimizer, scheduler
+
+
+def build_scheduler(
+    config: OptimizerConfig,
+    optimizer: MegatronOptimizer | torch.optim.Optimizer,
+    *,
+    num_optimizer_steps: int,
+) -> OptimizerParamScheduler:
+    """The learning rate of every step, and which parameters are decayed.
+
+    Of w warm-up steps the first has lr / w and the last has lr; the decay begins with the step
+    after it, so that one warm-up step is the same as none. It would reach `min_lr` one step after
+    the run's last.
+
+    Example (lr 1, linear, 4 warm-up steps, 7 in all):
+        1/4, 2/4, 3/4, 1, 3/4, 2/4, 1/4
+    """
+    # Megatron's ramp has `init_lr` at step 0, so that the first of w steps would do nothing, and
+    # `max_lr` at step `lr_warmup_steps`; the last of w steps is step w - 1.
+    num_warmup_steps = max(config.warmup_steps, 1)
     # Without this scheduler Megatron would decay norms and biases too: it alone applies wd_mult.
-    scheduler = OptimizerParamScheduler(
+    return OptimizerParamScheduler(
         optimizer,
-        init_lr=0.0 if config.warmup_steps else config.lr,
+        init_lr=config.lr / num_warmup_steps,
         max_lr=config.lr,
         min_lr=config.min_lr,
-        lr_warmup_steps=config.warmup_steps,
-        lr_decay_steps=max(num_optimizer_steps, config.warmup_steps + 1),
+        lr_warmup_steps=num_warmup_steps - 1,
+        lr_decay_steps=max(num_optimizer_steps, num_warmup_steps),
         lr_decay_style=config.lr_schedule,
         start_wd=config.weight_decay,
         end_wd=config.weight_decay,
@@ -96,7 +118,6 @@ def build_optimizer(
         use_checkpoint_opt_param_scheduler=False,
         override_opt_param_scheduler=True,
     )
-    return optimizer, scheduler
 
 
 def inner_optimizers(optimizer: MegatronOptimizer) -> list[Any]:

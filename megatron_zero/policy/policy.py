@@ -70,6 +70,7 @@ class Policy:
         self.chunks = build_chunks(config, mapping, topology, temperature=temperature)
         if isinstance(source, Path):
             converted.load(source, self.chunks, topology)
+            hf_weights.check_loaded(self.chunks, source, mapping, topology)
         else:
             hf_weights.load(self.chunks, self.mapping, source, topology)
         self.ref_chunks: Optional[list[PolicyModel]] = None

@@ -81,7 +81,7 @@ def _is_equivalent(prediction: str, gold: str) -> bool:
     same_text = _same_text(norm.normalize(given_clean), norm.normalize(expected_clean))
     if same is _same and same_text:
         return True
-    given_readings, expected_readings = _readings(given_clean), _readings(expected_clean)
+    given_readings, expected_readings = readings(given_clean), readings(expected_clean)
     pairs = [(a, b) for b in expected_readings for a in given_readings]
     if is_percentage[1]:
         pairs = [pair[::-1] for pair in pairs]
@@ -95,7 +95,7 @@ def _same_text(given: str, expected: str) -> bool:
     return given == expected != ""
 
 
-def _readings(cleaned: str) -> list[Node]:
+def readings(cleaned: str) -> list[Node]:
     """The structures a text can be: `1,234` is a number and a list. Empty if it is no formula."""
     texts = [] if _NO_LIST.search(cleaned) else [cleaned]
     for pattern, separator in ((_THOUSANDS, ","), (_SPACED_THOUSANDS, " ")):

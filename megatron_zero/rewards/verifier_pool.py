@@ -32,6 +32,7 @@ from typing import Optional
 
 import megatron_zero
 from megatron_zero.config import ANSWER_FORMATS, fail
+from megatron_zero.rewards import votes
 from megatron_zero.rewards.base import verdict
 from megatron_zero.rewards.equivalence import Gold, gold_texts
 from megatron_zero.rewards.math import find_answer
@@ -116,13 +117,42 @@ class VerifierPool(contextlib.AbstractContextManager):
         for response, gold in items:
             formatted, answer = find_answer(response, self.answer_format)
             found.append((formatted, (answer, tuple(gold_texts(gold)))))
-        outcomes = {item: "unparsable" for _, item in found}
-        waiting = [item for item in outcomes if item[0] is not None]
+        outcomes = self._decide([item for _, item in found if item[0] is not None])
+        return [verdict(formatted, outcomes.get(item, "unparsable")) for formatted, item in found]
+
+    def answer_classes(self, groups: Sequence[Sequence[str]]) -> list[list[Optional[int]]]:
+        """Which responses of a group give the same answer, as the verifier sees it.
+
+        Args:
+            groups: of each problem, the texts of its responses.
+
+        Returns:
+            The number of its class for each response, None without an answer: see `votes`.
+
+        Raises:
+            ValueError, RuntimeError: as `grade`.
+        """
+        if self._closed:
+            raise ValueError("the verifier pool is closed")
+        answers = []
+        for group in groups:
+            answers.append([find_answer(text, self.answer_format)[1] for text in group])
+        items: list[_Item] = []
+        for group in answers:
+            items += [(one, (other,)) for one, other in votes.pairs_to_compare(group)]
+        outcomes = self._decide(items)
+        equal = {(one, golds[0]) for (one, golds), o in outcomes.items() if o == "correct"}
+        return [votes.answer_classes(group, equal) for group in answers]
+
+    def _decide(self, items: Sequence[_Item]) -> dict[_Item, str]:
+        """The outcome of each different item; the workers share them."""
+        waiting = list(dict.fromkeys(items))
         size = min(_CHUNK_ITEMS, -(-len(waiting) // (4 * len(self._workers))))
         chunks = [waiting[i : i + size] for i in range(0, len(waiting), size or 1)]
+        outcomes: dict[_Item, str] = {}
         for chunk, results in zip(chunks, self._threads.map(self._outcomes, chunks), strict=True):
             outcomes |= zip(chunk, results, strict=True)
-        return [verdict(formatted, outcomes[item]) for formatted, item in found]
+        return outcomes
 
     def _outcomes(self, items: list[_Item]) -> list[str]:
         worker = self._idle.get()

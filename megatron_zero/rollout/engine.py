@@ -19,10 +19,17 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingSettings:
-    """How responses are drawn and when they end: EOS, a stop string (kept), or the length."""
+    """How responses are drawn and when they end: a stop string (kept), or the length.
+
+    Or a stop token of the model, which the engine was given. Training draws from all tokens, so
+    that the engine's logprobs are the policy's; evaluations may leave out unlikely ones. Nothing
+    that a model's own files recommend for sampling is taken.
+    """
 
     max_tokens: int
     temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0  # the likeliest tokens that together have so much; 1: all
+    top_k: int = 0  # so many of the likeliest tokens; 0: all
     stop: tuple[str, ...] = ()
 
 

@@ -4,60 +4,18 @@ Checked with vLLM 0.32.0. Each function names the upstream symbol and what is wr
 """
 
 import functools
+import os
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
-from megatron_zero.checks import fail
-
-# The one size that vLLM's latent attention is compiled for on a CPU (csrc/cpu/mla_decode.cpp).
-CPU_LATENT_SIZES = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+from megatron_zero.determinism import derive_seed
 
 
 def is_latent(hf_config: dict[str, Any]) -> bool:
     """Whether the model has multi-head latent attention (DeepSeek-V2, V3)."""
     return bool(hf_config.get("kv_lora_rank"))
-
-
-def check_cpu_engine(hf_config: dict[str, Any]) -> None:
-    """Refuse a model that vLLM cannot run on a CPU.
-
-    Upstream symbol: CPUMLABackend.get_supported_head_sizes. vLLM itself checks no size: it fails in
-    the first decoding step, with "Unsupported block size: 16".
-
-    Raises:
-        ValueError: latent attention of another size than DeepSeek's.
-    """
-    if not is_latent(hf_config):
-        return
-    for name, size in CPU_LATENT_SIZES.items():
-        if hf_config.get(name) != size:
-            sizes = " and ".join(f"{field}={size}" for field, size in CPU_LATENT_SIZES.items())
-            valid = f"on a CPU vLLM has latent attention for {sizes} only (CPU_MLA)"
-            fail(name, hf_config.get(name), valid)
-
-
-def check_positions(hf_config: dict[str, Any], max_model_len: int) -> None:
-    """Refuse sequences that are longer than vLLM's table of rotary angles.
-
-    Upstream symbol: DeepseekScalingRotaryEmbedding._compute_cos_sin_cache, and
-    YaRNScalingRotaryEmbedding's. With YaRN the table ends at `factor` times the original positions,
-    whatever `max_position_embeddings` says, and vLLM fails at the first token beyond.
-
-    Raises:
-        ValueError: `max_model_len` is beyond it.
-    """
-    rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type")) != "yarn":
-        return
-    original = rope.get("original_max_position_embeddings")
-    if original and int(original * rope["factor"]) < max_model_len:
-        valid = (
-            f"with original_max_position_embeddings={original} vLLM has "
-            f"{int(original * rope['factor'])} positions: the longest prompt and response have "
-            f"{max_model_len} tokens"
-        )
-        fail("rope_parameters.factor", rope["factor"], valid)
 
 
 def config_overrides(hf_config: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +34,19 @@ def config_overrides(hf_config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@functools.cache
-def repair_cpu_engine() -> None:
-    """Replace what is wrong in vLLM on a CPU, in this process; once is enough."""
+def prepare_cpu_engine(tp_size: int) -> None:
+    """Replace what is wrong in vLLM on a CPU, in this process, before an engine is made.
+
+    Each symbol once, however many engines there are: replaced twice, experts would be packed twice.
+    """
+    _skip_memory_binding()
+    if tp_size > 1:
+        _name_shared_memory_by_job()
     _pack_experts_at_every_load()
     _rotate_by_heads()
 
 
+@functools.cache
 def _pack_experts_at_every_load() -> None:
     """Let new weights of experts be packed as the first ones were.
 
@@ -108,6 +72,7 @@ def _pack_experts_at_every_load() -> None:
     UnquantizedFusedMoEMethod._setup_kernel = setup_kernel_and_pack
 
 
+@functools.cache
 def _rotate_by_heads() -> None:
     """Let queries that come as [tokens, heads, head size] be rotated right.
 
@@ -127,3 +92,30 @@ def _rotate_by_heads() -> None:
         return forward_cpu(self, positions, query, key)
 
     RotaryEmbedding.forward_cpu = forward_flat_or_native
+
+
+@functools.cache
+def _skip_memory_binding() -> None:
+    """Do not bind memory to the only node that there is: nothing but a warning comes of it.
+
+    It is printed by C++ code, past all filters. Upstream symbol: cpu_worker's init_cpu_memory_env.
+    """
+    nodes = Path("/sys/devices/system/node/has_memory")
+    if nodes.is_file() and nodes.read_text().strip() == "0":
+        torch.ops._C.init_cpu_memory_env = lambda nodes: None
+
+
+@functools.cache
+def _name_shared_memory_by_job() -> None:
+    """Keep two jobs of one machine, or one that was killed and its successor, apart.
+
+    vLLM's CPU workers exchange tensors through shared memory that is named after the ranks alone
+    when torchrun started them: what a killed job left there would refuse every later one.
+    Upstream symbol: cpu_communicator._CPUSHMDistributed.make_group_name.
+    """
+    from vllm.distributed.device_communicators import cpu_communicator
+
+    shared_memory = cpu_communicator._CPUSHMDistributed
+    make_name = shared_memory.make_group_name
+    job = derive_seed(*(os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_PORT")))
+    shared_memory.make_group_name = staticmethod(lambda c: f"{job:x}{make_name(c).lstrip('/')}")

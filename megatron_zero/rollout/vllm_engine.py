@@ -5,6 +5,7 @@ engine uses the job's own process group and takes weights as tensors, without fi
 between processes. The same mode runs on GPUs and on CPUs.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,19 +14,28 @@ from typing import Any, Optional
 
 import torch
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import RolloutConfig
-from megatron_zero.determinism import derive_seed
+from megatron_zero.convert.finite import check_finite
+from megatron_zero.convert.safetensors_io import file_of
 from megatron_zero.rollout import upstream
 from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
 
 GIB = 1024**3
+CHECKED_FORMAT = "checked"  # how weights are loaded from a disk
 # vLLM reads its settings when it is imported.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: weights are handed over
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every rank binds to the same cores
-    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_LEVEL": "WARNING",  # but for what `quiet` lists
     "VLLM_NO_USAGE_STATS": "1",
+}
+_ALWAYS: dict[str, Any] = {
+    "distributed_executor_backend": "external_launcher",
+    # The logprob of what was drawn from: after temperature, as the policy computes it.
+    "logprobs_mode": "processed_logprobs",
+    "disable_log_stats": True,
 }
 
 
@@ -38,6 +48,7 @@ class VllmEngine:
         config: RolloutConfig,
         *,
         tokenizer: str,
+        stop_token_ids: Sequence[int],
         dtype: str,
         max_model_len: int,
         rank: int,
@@ -50,44 +61,42 @@ class VllmEngine:
             model_dir: HF directory; its config is read, its weights only with `from_disk`.
             config: engine size, memory and caching.
             tokenizer: directory or hub id.
+            stop_token_ids: what alone ends a response, from `data.stop_tokens`.
             dtype: "bf16" or "fp32", the policy's.
             max_model_len: longest prompt plus longest response, in tokens.
             rank, world_size: of the torchrun job.
             from_disk: start with the directory's weights, as version 0: to evaluate them.
 
         Raises:
-            ValueError: vLLM cannot run the model on a CPU, or not at this length.
+            UserError: with `from_disk`, a tensor holds what is no number; names it and its file.
         """
         tp_size = config.tensor_model_parallel_size
         self.engine_index, self.num_engines = rank // tp_size, world_size // tp_size
         self.is_engine_leader = rank % tp_size == 0
+        self._stop_ids = list(stop_token_ids)
         self.weights_version: Optional[int] = 0 if from_disk else None
         self._on_gpu = torch.cuda.is_available()
         self._sleeps = config.sleep and self._on_gpu
         num_threads = torch.get_num_threads()
         os.environ.update(_ENVIRONMENT)
-        hf_config = _read_config(model_dir, max_model_len, on_gpu=self._on_gpu)
+        hf_config = json.loads((Path(model_dir) / "config.json").read_text())
         from vllm import LLM
 
         if not self._on_gpu:
-            _prepare_cpu(tp_size)
+            upstream.prepare_cpu_engine(tp_size)
         self._unties = not from_disk and not self._on_gpu and hf_config["tie_word_embeddings"]
         self._llm = LLM(
             model_dir,
             tokenizer=tokenizer,
             dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
-            load_format="auto" if from_disk else "dummy",
-            distributed_executor_backend="external_launcher",
+            load_format=_checked_load_format() if from_disk else "dummy",
             tensor_parallel_size=tp_size,
             seed=self.engine_index,  # alike within an engine; requests bring their own seeds
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_sequences,
             enable_prefix_caching=config.enable_prefix_caching,
             enforce_eager=config.enforce_eager or not self._on_gpu,
-            enable_sleep_mode=self._sleeps,
-            # The logprob of what was drawn from: after temperature, as the policy computes it.
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
+            **_ALWAYS,
             hf_overrides=_overrides(hf_config, unties=self._unties),
             **_placement(config, hf_config, on_gpu=self._on_gpu),
         )
@@ -108,8 +117,12 @@ class VllmEngine:
                 n=1,
                 seed=request.seed,
                 temperature=settings.temperature,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
                 max_tokens=settings.max_tokens,
                 stop=list(settings.stop) or None,
+                stop_token_ids=self._stop_ids,
+                ignore_eos=True,  # what vLLM itself would take from the model's files
                 include_stop_str_in_output=True,
                 logprobs=0,  # of the drawn token only
             )
@@ -156,21 +169,6 @@ class VllmEngine:
             self._llm.sleep(level=2)
 
 
-def _read_config(model_dir: str, max_model_len: int, *, on_gpu: bool) -> dict[str, Any]:
-    """The model's `config.json`; refuses what vLLM cannot run."""
-    hf_config = json.loads((Path(model_dir) / "config.json").read_text())
-    upstream.check_positions(hf_config, max_model_len)
-    if not on_gpu:
-        upstream.check_cpu_engine(hf_config)
-    return hf_config
-
-
-def _prepare_cpu(tp_size: int) -> None:
-    upstream.repair_cpu_engine()
-    if tp_size > 1:
-        _name_shared_memory_by_job()
-
-
 def _overrides(hf_config: dict[str, Any], *, unties: bool) -> dict[str, Any]:
     """Fields of the model's config for vLLM.
 
@@ -186,7 +184,10 @@ def _overrides(hf_config: dict[str, Any], *, unties: bool) -> dict[str, Any]:
 def _placement(config: RolloutConfig, hf_config: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:
     """Where the engine's memory is, and what goes with it."""
     if on_gpu:
-        return {"gpu_memory_utilization": config.gpu_memory_utilization}
+        return {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": config.sleep,
+        }
     # Prompts are read whole: after a part of one vLLM rewinds the request's generator, which
     # torch's CPU generator cannot do.
     kv_cache_bytes = int(config.kv_cache_gib * GIB)
@@ -197,6 +198,31 @@ def _placement(config: RolloutConfig, hf_config: dict[str, Any], *, on_gpu: bool
     return options
 
 
+def _checked_load_format() -> str:
+    """vLLM's own loading from a disk, which refuses what is no number, by tensor and file."""
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    class CheckedLoader(DefaultModelLoader):
+        def __init__(self, load_config: LoadConfig) -> None:
+            super().__init__(dataclasses.replace(load_config, load_format="auto"))
+
+        def get_all_weights(
+            self, model_config: Any, model: torch.nn.Module
+        ) -> Iterator[tuple[str, torch.Tensor]]:
+            folder = Path(model_config.model)
+            for name, tensor in super().get_all_weights(model_config, model):
+                try:
+                    check_finite(tensor, f"HF tensor {name}")
+                except UserError as error:
+                    raise UserError(f"{file_of(folder, name)}: {error}") from error
+                yield name, tensor
+
+    register_model_loader(CHECKED_FORMAT)(CheckedLoader)
+    return CHECKED_FORMAT
+
+
 def _with_output_layer(
     named_tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -205,18 +231,3 @@ def _with_output_layer(
         yield name, tensor
         if name == "model.embed_tokens.weight":
             yield "lm_head.weight", tensor
-
-
-def _name_shared_memory_by_job() -> None:
-    """Keep two jobs of one machine, or one that was killed and its successor, apart.
-
-    vLLM's CPU workers exchange tensors through shared memory that is named after the ranks alone
-    when torchrun started them: what a killed job left there would refuse every later one.
-    Upstream symbol: cpu_communicator._CPUSHMDistributed.make_group_name.
-    """
-    from vllm.distributed.device_communicators import cpu_communicator
-
-    shared_memory = cpu_communicator._CPUSHMDistributed
-    make_name = shared_memory.make_group_name
-    job = derive_seed(*(os.environ.get(name) for name in ("TORCHELASTIC_RUN_ID", "MASTER_PORT")))
-    shared_memory.make_group_name = staticmethod(lambda c: f"{job:x}{make_name(c).lstrip('/')}")

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 
@@ -33,39 +34,64 @@ def check_kubernetes(body: "dict", type_name: str, path: str = "") -> None:
                 check_kubernetes(item, inner, f"{path}.{key}")
 
 
+def check_nemo_command(launch: "ModuleType") -> None:
+    """Its words become the task that the program's own parser would make of them."""
+    import fiddle
+
+    from megatron_zero.config_io import resolve
+
+    words = ["config=quickstart", "config.num_steps=3", "config.evaluation.datasets=aime,math"]
+    task = launch.RecipeContext(name="train").parse_fn(launch.train, words)
+    settings = ["num_steps=3", "evaluation.datasets=aime,math"]
+    assert fiddle.build(task.config) == resolve("quickstart", settings, "train")
+
+
 def main() -> None:
     kubeconfig = directory / "kubeconfig"
     kubeconfig.write_text(yaml.safe_dump(KUBECONFIG))
     os.environ["KUBECONFIG"] = str(kubeconfig)
     import nemo_run
 
+    from megatron_zero.launch_args import parse_args
     from recipes import launch
-    from recipes.hardware import hardware_of
 
     assert nemo_run.__version__.startswith("0.11"), nemo_run.__version__
     assert importlib.util.find_spec("torch") is None and importlib.util.find_spec("vllm") is None
     common = ["--image", "registry/megatron_zero:1", "--output", str(directory), "--dryrun"]
-    slurm = ["ablation", "--executor", "slurm", "--account", "lab", *common]
+    slurm = ["ablation", "--executor", "slurm", "--account", "lab", "--storage", "/lab", *common]
     assert launch.main(slurm) == 0
     scripts = list(directory.glob("experiments/ablation/*/*_sbatch.sh"))
     assert len(scripts) == 4, scripts
     assert all("-m megatron_zero.train ablation_" in s.read_text() for s in scripts)
+    assert all("/lab:/lab" in s.read_text() for s in scripts)
+    assert all("runs_dir=/lab/runs" in s.read_text() for s in scripts)
 
     assert launch.has_executor("k8s")
-    assert launch.main(["qwen3_30b_a3b", "--executor", "k8s", "--volume", "lab", *common]) == 0
-    args = launch.make_parser().parse_args(["qwen3_30b_a3b", "--executor", "k8s", *common])
-    executor = launch.executor_of(args, hardware_of("qwen3_30b_a3b"))
-    body = executor.get_job_body("qwen3-30b-a3b", ["torchrun", "-m", "megatron_zero.train"])
+    pods = ["qwen3_30b_a3b", "--executor", "k8s", "--volume", "lab", *common]
+    assert launch.main(pods) == 0
+    args = launch.make_parser().parse_args([*pods, "--storage", "/mnt/lab"])
+    (job,) = launch.jobs_of(args)
+    executor = launch.executor_of(args, job.hardware)
+    words = job.words(args)
+    body = executor.get_job_body("qwen3-30b-a3b", ["torchrun", "-m", "megatron_zero.train", *words])
     trainer = body["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 8)
     for override in body["spec"]["podTemplateOverrides"]:
         check_kubernetes({"containers": [], **override["spec"]}, "V1PodSpec")
+    mounts = {
+        mount["mountPath"]
+        for override in body["spec"]["podTemplateOverrides"]
+        for container in override["spec"].get("containers", [])
+        for mount in container.get("volumeMounts", [])
+    }
+    assert "/mnt/lab" in mounts, mounts
+    assert parse_args("train", words).config.run_dir == "/mnt/lab/runs/qwen3_30b_a3b"
 
     # launchers/' own manifest, against the client's classes
-    (config,) = launch.configs_of("qwen3_30b_a3b", []).values()
-    manifest = launch.manifest_of("qwen3_30b_a3b", config, args, hardware_of("qwen3_30b_a3b"))
+    manifest = launch.manifest_of(job, args)
     template = manifest["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     check_kubernetes(template, "V1PodTemplateSpec")
+    check_nemo_command(launch)
     try:
         check_kubernetes({"spec": {"containerz": []}}, "V1PodTemplateSpec")
     except AssertionError:

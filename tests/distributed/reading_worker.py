@@ -2,20 +2,24 @@
 
 reading_worker.py DIRECTORY LAYOUT...        LAYOUT: see tests/layouts.py (tp2-sp, ep4, ...)
 
-DIRECTORY/hf holds the checkpoint. Rank 0 prints RESULT and, by layout, every rank's bytes, the
-largest message of an export and whether it gave the checkpoint's tensors.
+DIRECTORY holds the checkpoint, DIRECTORY/damaged the same with one NaN. Rank 0 prints RESULT and,
+by layout, every rank's bytes, the largest message of an export, whether it gave the checkpoint's
+tensors, and what every rank says of the NaN, read from the file and put into its own memory.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from megatron_zero.checks import UserError
 from megatron_zero.config import ModelConfig, OptimizerConfig
 from megatron_zero.convert.families import mapping_for
+from megatron_zero.convert.hf_dir import open_source
 from megatron_zero.convert.safetensors_io import SafetensorsSource
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.losses import next_token_objective
@@ -79,7 +83,33 @@ def measure(text: str, directory: Path, bucket_bytes: int) -> dict:
     same = exported.keys() == expected.keys() and all(
         torch.equal(exported[name], expected[name]) for name in expected
     )
-    return {"read": everyone, "largest": largest.bytes, "same": same}
+    damaged = directory / "damaged"
+    said = {
+        "file": said_by_all(
+            lambda: hf_weights.load(
+                policy.chunks, mapping, open_source(damaged, hf_config, "fp32"), topology
+            )
+        )
+    }
+    hf_weights.load(policy.chunks, mapping, SafetensorsSource(directory), topology)
+    if topology.rank == topology.world_size - 1:
+        with torch.no_grad():
+            next(policy.chunks[0].parameters()).flatten()[-1] = float("inf")
+    said["memory"] = said_by_all(
+        lambda: hf_weights.check_loaded(policy.chunks, directory, mapping, topology)
+    )
+    return {"read": everyone, "largest": largest.bytes, "same": same, "said": said}
+
+
+def said_by_all(action: Callable[[], None]) -> list[str]:
+    """What every rank's refusal says."""
+    said, everyone = "", [""] * dist.get_world_size()
+    try:
+        action()
+    except UserError as error:
+        said = str(error)
+    dist.all_gather_object(everyone, said)
+    return everyone
 
 
 def main() -> None:

@@ -37,6 +37,10 @@ def write_model(directory: Path, tokenizer_dir: Path) -> None:
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**config))
     model.save_pretrained(directory)
     transformers.AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(directory)
+    # what a model recommends for sampling; nothing of it may be followed unasked
+    recommended = {"do_sample": True, "temperature": 0.01, "top_p": 0.01, "top_k": 1, "min_p": 0.9}
+    recommended |= {"repetition_penalty": 5.0, "max_new_tokens": 3}
+    (directory / "generation_config.json").write_text(json.dumps(recommended))
 
 
 def kill_half_way(arguments: "list[str]", responses: Path) -> int:
@@ -61,7 +65,7 @@ def kill_half_way(arguments: "list[str]", responses: Path) -> int:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> Path:
-    """A folder with `continued`, `whole`, `at_once.jsonl`."""
+    """A folder with `continued`, `whole`, `at_once.jsonl`, `narrow.json`."""
     folder = tmp_path_factory.mktemp("benchmarks")
     model, whole = folder / "model", folder / "whole"
     write_model(model, qwen_tokenizer_dir)
@@ -71,11 +75,17 @@ def results(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> Pat
     )
     assert NUM_RESPONSES // 3 <= num_written < NUM_RESPONSES
     assert not (folder / "continued" / "qwen_math.json").exists()
-    outs = [folder / "continued", whole, folder / "at_once.jsonl"]
+    outs = [folder / name for name in ("continued", "whole", "at_once.jsonl", "narrow.json")]
     output = torchrun(1, WORKER, *outs, *arguments, whole)
     # the continued one did not begin at the beginning, the whole one did
-    first, last = (f"qwen_math: {n} of {NUM_RESPONSES} responses" for n in (8, NUM_RESPONSES))
-    assert output.count(first) == 1 and output.count(last) == 2
+    assert output.count(f"qwen_math, greedy: 8 of 10 problems, 8 of {NUM_RESPONSES} responses") == 1
+    last = f"qwen_math, sampled: 10 of 10 problems, {NUM_RESPONSES} of {NUM_RESPONSES} responses"
+    assert output.count(last) == 2
+    # and said what it was doing before its first responses
+    for phase in ("joining the other processes; prompts", "rollout engine", "qwen_math: 50 respon"):
+        assert f"s] {phase}" in output
+    damaged = "HF tensor model.norm.weight holds NaN or infinity, in 1 of 64 values"
+    assert f"DAMAGED /model.safetensors: {damaged}" in output
     return folder
 
 
@@ -109,6 +119,23 @@ def test_every_benchmark_is_there_greedy_and_sampled(results: Path) -> None:
         assert value == pytest.approx(sum(truncated) / len(truncated))
     header = (results / "whole" / "table.md").read_text().splitlines()[0]
     assert [c.strip() for c in header.split("|")[3:-1]] == [*BENCHMARKS, "average"]
+
+
+def test_likeliest_tokens_alone_are_drawn_where_it_is_asked_for_and_only_there(results: Path):
+    """One token to choose from is greedy; the model's own recommendation of just that is not."""
+    records = [json.loads(line) for line in (results / "whole" / "qwen_math.jsonl").open()]
+    first = [records[0]["output"]] * 4 + [records[1]["output"]] * 4
+    narrow = json.loads((results / "narrow.json").read_text())
+    sampled = [r["output"] for r in records[NUM_GREEDY : NUM_GREEDY + 8]]
+    assert narrow["top_k=1"] == narrow["top_p=1e-6"] == first
+    for outputs in (narrow["top_k=4"], narrow["top_p=0.0005"], sampled):
+        assert len(set(outputs)) == 8 and not set(outputs) & set(first)
+    assert narrow["top_k=4"] != sampled != narrow["top_p=0.0005"]
+    settings = json.loads((results / "whole" / "settings.json").read_text())
+    assert (settings["evaluation.top_p"], settings["evaluation.top_k"]) == (1.0, 0)
+    table = (results / "whole" / "table.md").read_text()
+    assert table.endswith("\nsampled: num_samples 4, temperature 1.0, top_p 1.0, top_k 0\n")
+    assert "| sampled maj@4" in table
 
 
 def test_responses_do_not_depend_on_what_they_are_drawn_with(results: Path) -> None:

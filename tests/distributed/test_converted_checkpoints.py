@@ -83,10 +83,18 @@ def test_a_training_checkpoint_becomes_the_original(converted: dict[str, Path], 
 
 
 def test_logits_are_compared_with_transformers(tmp_path: Path) -> None:
-    """The programs as they are called, from a checkout."""
+    """The programs as they are called, from a checkout; of a model beyond its first length.
+
+    And the output layer is another one than the embedding, although they are said to be tied.
+    """
     write_hf(tmp_path / "hf")
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+    changes = {"tie_word_embeddings": True, "rope_parameters": yarn | {"rope_theta": 10000.0}}
+    config = json.loads((tmp_path / "hf" / "config.json").read_text()) | changes
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
     tool = [sys.executable, str(REPOSITORY / "tools" / "convert" / "hf_to_megatron.py")]
     output = run([*tool, str(tmp_path / "hf"), str(tmp_path / "megatron"), "--verify"])
+    assert "lm_head.weight is stored and is not the embedding" in output
     assert "verified: 51 tensors are the same on both sides" in output
     assert "logits: largest relative difference" in output
     write_hf(tmp_path / "other", seed=1)

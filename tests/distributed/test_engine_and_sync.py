@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.engine_worker import LAYOUTS
+from megatron_zero.layout import CPU_HEAD_DIMS, CPU_LATENT_SIZES
+from tests.distributed.engine_worker import LAYOUTS, STOP_IDS
 from tests.launch import REPOSITORY, torchrun
+from tests.tiny import MAX_RESPONSE
 
 WORKER = REPOSITORY / "tests" / "distributed" / "engine_worker.py"
-ENGINES = {1: ["tied"], 2: []}  # engine TP -> options
+ENGINES = {1: ["tied"], 2: ["yarn"]}  # engine TP -> options
 
 
 @pytest.fixture(scope="module", params=list(ENGINES))
@@ -52,6 +54,24 @@ def test_the_same_weights_give_the_same_responses_in_every_layout(results) -> No
     for layout in LAYOUTS:
         assert results[layout][0]["tokens"] == first
         assert results[layout][1]["tokens"] != first  # the second push brought other weights
+
+
+def test_every_stop_token_of_the_model_ends_a_response(results) -> None:
+    """Those of generation_config.json beside the tokenizer's EOS; the end is part of it."""
+    sampled = [mode for layout in LAYOUTS for mode in results[layout]]
+    ends = set()
+    for mode in sampled:
+        for tokens, truncated in zip(mode["tokens"], mode["truncated"], strict=True):
+            assert not set(STOP_IDS) & set(tokens[:-1])
+            assert truncated == (tokens[-1] not in STOP_IDS)
+            assert not truncated or len(tokens) == MAX_RESPONSE
+            ends.add(tokens[-1])
+    assert len(ends & set(STOP_IDS[1:])) >= 3
+
+
+def test_the_sizes_that_are_refused_are_those_that_the_kernels_lack(results) -> None:
+    assert tuple(results["head_dims"]) == CPU_HEAD_DIMS
+    assert results["latent sizes"] == [list(CPU_LATENT_SIZES.values())]
 
 
 def test_nothing_is_generated_without_weights_or_under_another_version(results) -> None:

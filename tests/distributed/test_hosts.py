@@ -144,3 +144,25 @@ def test_every_rank_has_a_log_and_the_layout_is_the_one_asked_for(story: dict) -
     assert "layout: TP 2 x PP 1 x DP 2" in again.output(0)
     logs = sorted(again.directory.glob("again_logs/*/attempt_0/*/stdout.log"))
     assert len(logs) == NUM_HOSTS
+
+
+def test_a_head_node_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """Both ways: its machine says no, and no machine says anything."""
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(REPOSITORY),
+        "NNODES": "2",
+        "HEAD_NODE": "host0",
+        "HEAD_TIMEOUT_S": "1",
+    }
+    command = [str(REPOSITORY / "launchers" / "many_nodes.sh"), "quickstart", *SETTINGS]
+    with hosts.Hosts(tmp_path, 2) as machines:
+        for reason in ("Connection refused", "timed out"):
+            machines.plug(0, into=reason == "Connection refused")
+            output = tmp_path / f"{reason}.log"
+            process = machines.start(1, command, environment, output)
+            assert process.wait(30) == 2
+            sentence = output.read_text().splitlines()[-1]
+            waited = "error: HEAD_NODE='host0': no answer on port 29500 in 1 s"
+            assert sentence.startswith(f"{waited} ({reason}): is it the first node's name")
+            assert "Traceback" not in output.read_text()

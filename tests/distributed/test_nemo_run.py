@@ -29,9 +29,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_local_runs_quickstart_to_completion(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "recipes.launch", "quickstart", "--executor", "local"]
     words = ["--nproc", "1", "--output", str(tmp_path), f"runs_dir={tmp_path}", "num_steps=2"]
-    run([*command, *words, *SETTINGS], timeout_s=200)
+    words.append("logging.warn_after_steps_without_signal=1")
+    output = run([*command, *words, *SETTINGS], timeout_s=200)
     records = read_metrics(tmp_path / "quickstart" / "metrics.jsonl")
     assert [record["step"] for record in records] == [1, 2]
+    # a random model earns nothing, and the run says so: once, and at its end
+    assert [record["reward/steps_without_signal"] for record in records] == [1, 2]
+    assert output.count("nothing could be learned in the last step") == 1
+    assert output.count("no signal in 2 of 2 steps: this run has learned nothing") == 1
+    assert "last checkpoint" in output and "the model for transformers and vLLM" in output
     assert (tmp_path / "quickstart" / "hf" / "step_000002" / "config.json").is_file()
 
 

@@ -14,6 +14,7 @@ from megatron_zero.observability.sinks import read_metrics
 from tests.launch import REPOSITORY, run, torchrun
 
 CLI = [sys.executable, "-m", "megatron_zero.cli"]
+KEPT = ["step_5_keep", "step_000002 (copy)", "step_000009.bak", "step_latest"]  # by somebody
 EASY = ["min_operand=1", "max_operand=9"]
 OVERRIDES = [
     "rollout.num_prompts_per_step=8",
@@ -24,6 +25,16 @@ OVERRIDES = [
     "rollout.max_rounds=2",  # groups without signal are replaced
     *(f"data.arithmetic.{setting}" for setting in EASY),
 ]
+# How the lines begin that a start prints: seconds and phase, the objective, the report.
+OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "sampling", "truncated")
+START = (
+    "[",
+    "objective:",
+    "layout:",
+    "kernels:",
+    "run directory:",
+    *(f"  {x} " for x in OBJECTIVE),
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +65,8 @@ def trained(base: Path) -> dict[str, Path]:
     shutil.rmtree(halves / "checkpoints" / "step_000004")
     shutil.rmtree(halves / "hf")
     (halves / "checkpoints" / "step_000003.incomplete").mkdir()  # what a crash leaves
+    for name in KEPT:
+        (halves / "checkpoints" / name).mkdir()
     lines = (halves / "metrics.jsonl").read_text().splitlines(keepends=True)
     (halves / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:40])
     output = run([*words, *every_two, "--run-dir", str(halves), "--nproc", "2", "--resume"])
@@ -71,6 +84,10 @@ def test_pretraining_learns_and_exports(base: Path) -> None:
     records = read_metrics(base / "metrics.jsonl")
     assert [r["step"] for r in records] == list(range(1, 71))
     assert records[0]["policy/loss"] > 4 and records[-1]["policy/loss"] < 1
+    # ten steps of warm-up: the first learns, the last has the whole rate
+    assert records[0]["policy/lr"] == pytest.approx(3e-4, rel=1e-12)
+    assert records[9]["policy/lr"] == pytest.approx(3e-3, rel=1e-12)
+    assert records[10]["policy/lr"] < 3e-3
     assert (base / "checkpoints" / "step_000070" / "metadata.json").is_file()
 
 
@@ -97,6 +114,14 @@ def test_a_run_leaves_everything_behind(trained: dict[str, Path]) -> None:
     assert {name: records[2][name] for name in weights} == pytest.approx(weights, abs=1e-6)
     evaluation = json.loads((directory / "eval" / "step_000004.json").read_text())
     (held_out,) = (mode["arithmetic_heldout"] for mode in evaluation["results"].values())
+    how = {n: v for n, v in evaluation["settings"].items() if n.startswith("evaluation.")}
+    assert how == {
+        "evaluation.num_samples": 2,
+        "evaluation.temperature": 1.0,
+        "evaluation.top_p": 1.0,
+        "evaluation.top_k": 0,
+    }
+    assert set(held_out["at_k"]) == {"maj@2", "pass@2"}
     assert len(held_out["problems"]) == 13  # pairs of 1..9 that are held out
     value, low, high = held_out["metrics"]["accuracy"]
     assert low <= value <= high and value == records[4]["eval/arithmetic_heldout/accuracy"]
@@ -116,6 +141,11 @@ def test_a_resumed_run_is_the_run_that_never_stopped(trained: dict[str, Path]) -
         assert {n: a[n] for n in timeless} == {n: b[n] for n in timeless}, a["step"]
     ours, theirs = (weights(trained[n] / "hf" / "step_000004") for n in ("whole", "halves"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_what_lies_beside_the_checkpoints_is_left_alone(trained: dict[str, Path]) -> None:
+    names = {path.name for path in (trained["halves"] / "checkpoints").iterdir()}
+    assert names == {"step_000002", "step_000004", *KEPT}
 
 
 def test_the_reference_policy_is_the_starting_one(trained: dict[str, Path]) -> None:
@@ -139,9 +169,16 @@ def test_a_finished_run_is_not_overwritten(trained: dict[str, Path]) -> None:
 
 
 def test_a_bound_on_the_mismatch_stops_the_run(base: Path) -> None:
+    """As one process without torchrun; also what a start prints, and a crash at its end."""
     directory = base.parent / "stopped"
-    words = [*CLI, "train", "quickstart", f"model.path={base}/hf/step_000070", *OVERRIDES]
-    words += ["mismatch.max_kl=1e-300", "evaluation.datasets=", "--run-dir", str(directory)]
-    output = run([*words, "--nproc", "1"], expect_status=1)
+    words = [sys.executable, "-m", "megatron_zero.train", "quickstart", *OVERRIDES]
+    words += [f"model.path={base}/hf/step_000070", "mismatch.max_kl=1e-300"]
+    words += ["evaluation.datasets=", "--run-dir", str(directory)]
+    output = run(words, expect_status=1, show_warnings=True)
     assert "engine and policy disagree" in output and "nothing was updated" in output
     assert read_metrics(directory / "metrics.jsonl") == []
+    start, crash = output.split("Traceback (most recent call last):\n", 1)
+    for line in start.splitlines():  # nothing but our own
+        assert line.startswith(START), line
+    last = crash.splitlines()[-1]
+    assert last.startswith("error: RuntimeError: step 0: engine and policy disagree")

@@ -17,7 +17,7 @@ from megatron_zero.rollout.sampler import Sampler
 from megatron_zero.rollout.vllm_engine import VllmEngine
 from megatron_zero.weight_sync.colocated import ColocatedWeightSync
 from tests import tiny
-from tests.distributed.engine_worker import SETTINGS, mismatch, model_files
+from tests.distributed.engine_worker import SETTINGS, STOP_IDS, mismatch, model_files
 from tests.invariance.gradient_worker import build
 
 
@@ -46,6 +46,7 @@ def main() -> None:
         files := model_files(tied=False),
         RolloutConfig(gpu_memory_utilization=0.2, enforce_eager=True),
         tokenizer=files,
+        stop_token_ids=STOP_IDS,
         dtype="bf16",
         max_model_len=128,
         rank=topology.rank,

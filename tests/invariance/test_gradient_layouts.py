@@ -20,7 +20,7 @@ from tests.launch import REPOSITORY, torchrun
 from tests.layouts import parse
 
 WORKER = REPOSITORY / "tests" / "invariance" / "gradient_worker.py"
-NAMES = ["qwen2", "qwen2_tied", "qwen3_moe", "deepseek_v3", "deepseek_v2_lite"]
+NAMES = ["qwen2", "qwen2_tied", "qwen3_moe", "deepseek_v3", "deepseek_v2_lite", "qwen3_yarn"]
 NARROW = "qwen2_narrow"  # of the long response
 
 # m50: one or two samples in a microbatch; m2000: all in one; see tests/layouts.py
@@ -49,6 +49,7 @@ BY_WORLD = {
         "tp2-sp-do-m60-qwen2",
         "tp2-sp-cp2-m200-f64-qwen2_tied",
         "pp2-vp2-cp2-m200-f64-qwen2_tied",
+        "tp2-sp-cp2-m200-f64-qwen3_yarn",
         "pp2-vp2-m600-f64-math-qwen2",
         "cp2-ep2-m200-f64-balance-qwen3_moe",
         "tp2-sp-ep2-etp2-m200-f64-qwen3_moe",

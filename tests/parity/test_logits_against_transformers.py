@@ -15,9 +15,8 @@ from tests.launch import REPOSITORY, torchrun
 
 ONE, TP, TP_SP, PP = "1.1.0.1.1", "2.1.0.1.1", "2.1.1.1.1", "1.2.0.1.1"
 EP, TP_EP, TP_ETP = "1.1.0.2.1", "2.1.1.2.1", "2.1.1.1.2"
-IS_MOE = {
-    name: "num_experts_per_tok" in changes for name, (_, changes) in families.FAMILIES.items()
-}
+MODELS = families.FAMILIES | families.STRETCHED
+IS_MOE = {name: "num_experts_per_tok" in changes for name, (_, changes) in MODELS.items()}
 CASES = [
     (name, text)
     for name, is_moe in IS_MOE.items()
@@ -35,7 +34,7 @@ def outputs(tmp_path_factory) -> dict[tuple[str, str], tuple[torch.Tensor, dict]
     """Logits at the response positions and all weights, by (family, layout or "hf")."""
     directory: Path = tmp_path_factory.mktemp("logits")
     found = {}
-    for name in families.FAMILIES:
+    for name in MODELS:
         model = families.write(name, directory / name / "hf")
         rows = []
         with torch.no_grad():

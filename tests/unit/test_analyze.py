@@ -7,6 +7,7 @@ Step 1 is the one of `analysis/test_gradient_weights.py`: of Dr. GRPO's weight q
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from megatron_zero import analyze, cli
+from megatron_zero import analyze, analyze_tables, cli
 from megatron_zero.advantages import group_advantages
 from megatron_zero.config import LossConfig, ModelConfig, PretrainConfig, RolloutConfig, RunConfig
 from megatron_zero.observability.rollouts import write_rollouts
@@ -129,9 +130,11 @@ def test_bias_of_a_run_by_hand(run_dir: RunDir, tmp_path: Path, capsys) -> None:
     assert [row["step"] for row in result["questions"]] == [1, 1, 10, 10]
     assert result["questions"][2]["grpo"] == pytest.approx(2 * expected["grpo"][0])
     logged = [{"step": 1, "weight/difficulty_hard": 0.25}]
-    assert tables["logged weight/difficulty_"] == logged
-    assert "logged reward/no_signal_" not in tables  # an older run's
-    assert "weight of a question" in capsys.readouterr().out
+    assert tables["logged weight by difficulty"] == logged
+    assert "logged groups without signal" not in tables  # an older run's
+    output = capsys.readouterr().out
+    assert "weight of a question (1 = the mean question)" in output
+    assert output.index("reading the rollouts of 3 steps") < output.index("drawing the figure")
 
 
 def test_self_reflection_by_response_and_question(run_dir: RunDir, tmp_path: Path) -> None:
@@ -161,6 +164,8 @@ def test_self_reflection_by_response_and_question(run_dir: RunDir, tmp_path: Pat
     assert "reflects" not in result["responses"][0]["found"]  # no judge was asked
     of_run = report(tmp_path, "self-reflection", run_dir.path)
     assert [r["all"] for r in of_run["tables"]["responses"]] == [8, 8, 8]
+    again = report(tmp_path, "self-reflection", run_dir.path, file)  # that file is in the folder
+    assert again == of_run
 
 
 def test_a_judge_sees_every_response(run_dir: RunDir, tmp_path: Path, monkeypatch) -> None:
@@ -172,7 +177,7 @@ def test_a_judge_sees_every_response(run_dir: RunDir, tmp_path: Path, monkeypatc
         texts = [r[-1]["content"].split("<OUTPUT>\n")[1].split("\n</OUT")[0] for r in requests]
         return [known.get(text, "what?") for text in texts]
 
-    monkeypatch.setattr(analyze, "ask_judge", ask_judge)
+    monkeypatch.setattr(analyze_tables, "ask_judge", ask_judge)
     result = report(tmp_path, "answering", run_dir.rollouts(1))
     (row,) = result["tables"]["responses"]
     labels = ("all", "answers", "continues", "neither", "unclear", "refused")
@@ -191,7 +196,10 @@ def test_a_judge_sees_every_response(run_dir: RunDir, tmp_path: Path, monkeypatc
         (["bias", "{tmp}/none"], "config.yaml: cannot be read"),
         (["bias", "{tmp}/pretrained"], "not a training run that has rollouts"),
         (["bias", "{run}", "{run}"], "takes one run directory"),
-        (["bias", "{run}", "--judge", "http://x"], "no judge"),
+        (["bias", "{run}", "--judge", "http://x"], "unrecognized arguments: --judge http://x"),
+        (["bais", "{run}"], "'bais' (choose from"),
+        ([], "arguments are required: ANALYSIS; see megatron-zero analyze --help"),
+        (["answering"], "arguments are required: FILE; see megatron-zero analyze answering --help"),
         (["self-reflection", "{tmp}/none.jsonl"], "none.jsonl: no rollouts, nor responses"),
         (["self-reflection", "{run}/metrics.jsonl"], "metrics.jsonl: no rollouts, nor responses"),
         (["self-reflection", "{tmp}/empty"], "no responses in"),
@@ -207,7 +215,7 @@ def test_what_cannot_be_analysed_is_one_sentence(
     (tmp_path / "empty").mkdir()
     words = [word.format(tmp=tmp_path, run=run_dir.path) for word in words]
     with pytest.raises(SystemExit) as status:
-        cli.main(["analyze", *words, "--out", str(tmp_path / "out")])
+        cli.main(["analyze", *words, *(["--out", str(tmp_path / "out")] if words else [])])
     assert status.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
@@ -216,8 +224,55 @@ def test_what_cannot_be_analysed_is_one_sentence(
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "megatron_zero.analyze")
+    monkeypatch.delitem(sys.modules, "megatron_zero.analyze_figure", raising=False)
     with pytest.raises(SystemExit):
         cli.main(["analyze", "bias", "x"])
     assert "matplotlib.figure" in (error := capsys.readouterr().err)
     assert "pip install 'megatron_zero[analysis]'" in error
+
+
+def test_greedy_and_sampled_responses_are_counted_apart(tmp_path: Path, capsys) -> None:
+    """Of one file, as `megatron-zero eval` writes them: 1 of 2 correct greedy, 1 of 4 sampled."""
+    evaluation = tmp_path / "responses.jsonl"
+    rows = [(0.0, "Wait.", True), (0.0, "5", False)]
+    rows += [(1.0, "Wait.", False), (0.6, "Hmm.", False), (1.0, "5", True), (1.0, "5", False)]
+    lines = [
+        {"benchmark": "a", "index": i % 2, "prompt": "p"}
+        | {"temperature": temperature, "output": output, "correct": correct}
+        for i, (temperature, output, correct) in enumerate(rows)
+    ]
+    evaluation.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tables = report(tmp_path, "self-reflection", evaluation)["tables"]
+    names = ("file", "sampling", "all", "exclaim")
+    assert [[row[name] for name in names] for row in tables["responses"]] == [
+        [str(evaluation), "greedy", 2, 1],
+        [str(evaluation), "sampled", 4, 2],
+    ]
+    assert [row["all"] for row in tables["accuracy"]] == [1 / 2, 1 / 4]
+    assert [row["exclaim"] for row in tables["accuracy"]] == [1, 0]
+    assert [row["exclaim"] for row in tables["questions"]] == [1, 2]
+    assert "responses greedy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", analyze.SUMMARIES)
+def test_the_help_of_an_analysis_has_examples_that_parse(name, capsys) -> None:
+    with pytest.raises(SystemExit) as status:
+        cli.main(["analyze", name, "--help"])
+    assert status.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    start = f"  megatron-zero analyze {name} "
+    examples = [line.split() for line in lines if line.startswith(start)]
+    assert len(examples) >= 2
+    for _, command, *words in examples:
+        args = analyze.make_parser().parse_args(words)
+        assert command == "analyze" and args.analysis == name and args.paths
+    assert ("--judge URL" in "\n".join(lines)) == (name != "bias")
+
+
+def test_the_help_needs_no_heavy_package(capsys) -> None:
+    script = "import sys\nimport megatron_zero.analyze as a\na.make_parser().format_help()\n"
+    script += "print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    assert not set(loaded.stdout.split()) & {"torch", "pandas", "matplotlib", "openai", "numpy"}

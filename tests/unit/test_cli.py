@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -9,13 +10,13 @@ from pathlib import Path
 import pytest
 
 import megatron_zero
-from megatron_zero import cli, config_io
+from megatron_zero import cli, config_io, hf_config, launch_args
 from megatron_zero.config import ModelConfig, PretrainConfig, RunConfig
 
 ROOT = Path(megatron_zero.__file__).parents[1]
 SMALL = ModelConfig(init="random", tokenizer="characters")
 CONFIG = RunConfig(name="small", model=SMALL)
-LAUNCH_VARIABLES = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "WORLD_SIZE", "RANK")
+LAUNCH_VARIABLES = ("TORCHELASTIC_RUN_ID", *launch_args.JOB_VARIABLES)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def test_train_becomes_torchrun_on_the_saved_config(executed):
     assert command == [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "megatron_zero.torchrun",
         "--standalone",
         "--nproc-per-node=2",
         "-m",
@@ -152,9 +153,27 @@ def test_under_torchrun_the_command_runs_here(executed, monkeypatch):
     ran = []
     module = types.SimpleNamespace(main=ran.append)
     monkeypatch.setitem(sys.modules, "megatron_zero.train", module)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for name in launch_args.JOB_VARIABLES:
+        monkeypatch.setenv(name, "0")
     assert cli.main(["train", "small.yaml", "--resume"]) == 0
     assert ran == [["small.yaml", "--resume"]] and not executed
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain", "eval"])
+def test_leftover_variables_of_a_job_are_named(command, executed, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config_io.save_config(PretrainConfig(name="base", model=SMALL), "base.yaml")
+    folder = Path("model")
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"model": {}, "added_tokens": []}')
+    sizes = dict.fromkeys(hf_config._REQUIRED, 8)
+    (folder / "config.json").write_text(json.dumps(sizes))
+    target = {"train": ["small.yaml"], "pretrain": ["base.yaml"]}
+    target["eval"] = ["model", "--out", "out", "--benchmarks", "arithmetic"]
+    error = refused(capsys, command, *target[command])
+    assert "LOCAL_RANK=0, WORLD_SIZE=1" in error and "RANK, MASTER_ADDR, MASTER_PORT" in error
+    assert "unset LOCAL_RANK WORLD_SIZE" in error and not executed
 
 
 def test_help(capsys):

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 import types
 
@@ -92,7 +93,7 @@ def test_the_real_hub_client_offline(monkeypatch, tmp_path):
 
 def test_a_made_config_is_what_transformers_understands():
     transformers = pytest.importorskip("transformers")
-    made = with_vocab_size(read_hf_config(MADE), 100)
+    made = with_vocab_size(read_hf_config(MADE), 100, MADE)
     parsed = transformers.Qwen2Config(**{k: v for k, v in made.items() if k != "architectures"})
     assert (parsed.hidden_size, parsed.num_attention_heads, parsed.num_key_value_heads) == (
         96,
@@ -120,12 +121,37 @@ def test_a_made_config_has_every_size_of_the_architecture():
 @pytest.mark.parametrize(("tokens", "size"), [(1, 128), (128, 128), (129, 256), (151665, 151680)])
 def test_an_open_vocabulary_is_rounded_up(tokens, size):
     made = read_hf_config(MADE)
-    assert with_vocab_size(made, tokens)["vocab_size"] == size
+    assert with_vocab_size(made, tokens, MADE)["vocab_size"] == size
     assert made["vocab_size"] == 0
 
 
 def test_a_set_vocabulary_stays_and_must_hold_the_tokenizer():
     made = {**read_hf_config(MADE), "vocab_size": 100}
-    assert with_vocab_size(made, 100)["vocab_size"] == 100
-    with pytest.raises(ValueError, match=r"vocab_size=100: must be at least the tokenizer's 101"):
-        with_vocab_size(made, 101)
+    assert with_vocab_size(made, 100, MADE)["vocab_size"] == 100
+    message = (
+        "model.architecture.vocab_size=100: must be 0, or at least the 101 tokens of "
+        "model.tokenizer='characters'"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        with_vocab_size(made, 101, MADE)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (
+            "",
+            "model.path='m': its tokenizer has 513 tokens, where its config.json has "
+            "vocab_size=512",
+        ),
+        (
+            "other",
+            "model.tokenizer='other': 513 tokens, where model.path='m' has vocab_size=512; "
+            "must have at most as many",
+        ),
+    ],
+)
+def test_a_tokenizer_larger_than_the_model_names_the_settings_in_use(tokenizer, message):
+    assert with_vocab_size(DISK, 512, ModelConfig(path="m", tokenizer=tokenizer)) == DISK
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        with_vocab_size(DISK, 513, ModelConfig(path="m", tokenizer=tokenizer))

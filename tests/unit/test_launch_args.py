@@ -3,12 +3,13 @@ import dataclasses
 import pytest
 
 from megatron_zero import launch_args
+from megatron_zero.checks import UserError
 from megatron_zero.config import ModelConfig, RunConfig
-from megatron_zero.launch_args import parse_args, user_errors
+from megatron_zero.launch_args import parse_args
 
 CONFIG = RunConfig(name="a", model=ModelConfig(path="m"))
 RECIPES = {"quick": lambda: CONFIG}
-LAUNCH_VARIABLES = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "WORLD_SIZE", "RANK")
+LAUNCH_VARIABLES = ("TORCHELASTIC_RUN_ID", *launch_args.JOB_VARIABLES)
 
 
 @pytest.fixture(autouse=True)
@@ -84,29 +85,29 @@ def test_options_are_not_abbreviated(capsys):
     assert "unrecognized arguments: --res" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("rank", "spoken"), [(None, "error: no\n"), ("0", "error: no\n"), ("1", "")]
-)
-def test_only_the_first_rank_reports(rank, spoken, monkeypatch, capsys):
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
-    with pytest.raises(SystemExit) as caught, user_errors():
-        raise ValueError("no")
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == spoken
-
-
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(KeyError), user_errors():
-        raise KeyError("bug")
-
-
 def test_under_torchrun(monkeypatch):
     assert not launch_args.is_launched() and launch_args.world_size() == 1
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "4")  # what some schedulers set for a host
     assert not launch_args.is_launched()
-    monkeypatch.setenv("LOCAL_RANK", "0")
+    for name in launch_args.JOB_VARIABLES:
+        monkeypatch.setenv(name, "4")
     assert launch_args.is_launched() and launch_args.world_size() == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "1"}, "RANK, MASTER_ADDR, MASTER_PORT missing"),
+        ({"TORCHELASTIC_RUN_ID": "x"}, "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR"),
+        (dict.fromkeys(launch_args.JOB_VARIABLES, "0") | {"WORLD_SIZE": "many"}, "but WORLD_SIZE"),
+        (dict.fromkeys(launch_args.JOB_VARIABLES, "0") | {"MASTER_ADDR": ""}, "but MASTER_ADDR"),
+    ],
+)
+def test_a_part_of_a_jobs_variables_is_refused(given, wrong, monkeypatch):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=wrong):
+        launch_args.is_launched()
 
 
 @pytest.mark.parametrize(

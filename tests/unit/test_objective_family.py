@@ -775,8 +775,7 @@ def test_the_clip_fraction_is_the_share_of_bounded_tokens(name) -> None:
     ("length", "penalty"), [(1, 0.0), (16, 0.0), (17, -0.25), (18, -0.5), (20, -1.0), (21, -1.0)]
 )
 def test_the_overlong_penalty_by_hand(length, penalty) -> None:
-    got = overlong_penalty(torch.tensor([[length]]), max_length=20, buffer=4)
-    assert got.tolist() == [[penalty]]
+    assert overlong_penalty(length, max_length=20, buffer=4) == penalty
 
 
 def test_the_penalty_reaches_the_rewards_scaled() -> None:
@@ -869,10 +868,16 @@ def refusal(preset: str = "drgrpo", **sections: dict) -> str:
         ),
         ({"reward": {"overlong_penalty": -1.0}}, ["reward.overlong_penalty=-1.0"]),
         ({"rollout": {"max_rounds": 0}}, ["rollout.max_rounds=0", "at least 1"]),
-        ({"rollout": {"max_rounds": 2, "group_size": 1}}, ["rollout.max_rounds=2", "group_size"]),
-        (
-            {"advantage": {"baseline": "leave_one_out"}, "rollout": {"group_size": 1}},
-            ["advantage.baseline='leave_one_out'", "rollout.group_size of at least 2"],
+        *(
+            (
+                {"advantage": advantage, "rollout": {"group_size": 1}},
+                ["rollout.group_size=1: must be at least 2", f"advantage.baseline={baseline!r}"],
+            )
+            for advantage, baseline in (
+                ({}, "group_mean"),  # Dr. GRPO
+                ({"normalize_std": True}, "group_mean"),  # GRPO
+                ({"baseline": "leave_one_out"}, "leave_one_out"),  # RLOO
+            )
         ),
     ],
 )

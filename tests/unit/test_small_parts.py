@@ -1,6 +1,7 @@
 """Small pure parts of the loop: seeds, metrics of a rollout, the mismatch bound, layouts."""
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,11 @@ from megatron_zero.config import (
     replace,
 )
 from megatron_zero.determinism import derive_seed, sample_seed
-from megatron_zero.layout import check_layout
+from megatron_zero.layout import CPU_HEAD_DIMS, check_cpu_engine, check_engine_layout, check_layout
 from megatron_zero.rewards.base import apply_truncation
 from megatron_zero.train import check_mismatch
 from megatron_zero.types import Graded, Prompt, Response, RolloutGroup
-from tests import tiny
+from tests import families, tiny
 
 
 def test_seeds_differ_in_every_part_and_stay_what_they_are() -> None:
@@ -58,8 +59,8 @@ def test_rollout_metrics_by_hand() -> None:
         [right, graded(0.0)],
         [graded(0.0, outcome="timeout"), apply_truncation(right, True)],
     ]
-    assert "response/length_truncated" not in rollout_metrics(groups[:1], verdicts[:1])
-    metrics = rollout_metrics(groups, verdicts)
+    assert "response/length_truncated" not in rollout_metrics(groups[:1], verdicts[:1], [True])
+    metrics = rollout_metrics(groups, verdicts, [True, False])
     assert metrics["reward/mean"] == 0.25  # the truncated one is worth nothing
     assert metrics["reward/correct_frac"] == 0.5  # but was correct
     assert metrics["reward/no_signal_frac"] == 0.5
@@ -99,6 +100,31 @@ def test_impossible_layouts_are_refused_with_the_numbers(parallel, world, messag
         check_layout(run_config(**parallel), tiny.hf_config(tied=True), world)
 
 
+@pytest.mark.parametrize(
+    ("max_positions", "factor", "message"),
+    [
+        (4096, 1.0, ""),
+        (8192, 2.0, ""),
+        (2048, 1.0, r"=4024: must be at most the model's max_position_embeddings=2048$"),
+        (2048, 4.0, r"max_position_embeddings=2048 \(which config.json may raise to 8192, as YaRN"),
+        (8192, 1.5, r"at most the model's original_max_position_embeddings \* factor=3072 of YaRN"),
+        (8192, "4", ""),  # wrong, which the family's table says
+    ],
+)
+@pytest.mark.parametrize("block", ["rope_parameters", "rope_scaling"])
+def test_yarn_bounds_a_sequence(block: str, max_positions: int, factor: Any, message: str) -> None:
+    yarn = {"rope_type": "yarn", "original_max_position_embeddings": 2048, "factor": factor}
+    if factor == 1.0:
+        yarn["original_max_position_embeddings"] = max_positions
+    hf_config = tiny.hf_config(tied=True, max_position_embeddings=max_positions)
+    hf_config[block] = yarn
+    if message:
+        with pytest.raises(ValueError, match=message):
+            check_layout(run_config(), hf_config, 1)
+    else:
+        check_layout(run_config(), hf_config, 1)
+
+
 def test_a_balance_of_experts_needs_experts() -> None:
     config = replace(run_config(), loss=LossConfig(balance_coef=0.1))
     hf_config = tiny.hf_config(tied=True, max_position_embeddings=8192)
@@ -126,6 +152,54 @@ def test_more_layouts() -> None:
         check_layout(pretrain, hf_config, 2)
     with pytest.raises(ValueError, match=r"intermediate_size=130"):
         check_layout(run_config(**{TP: 4}), {**hf_config, "intermediate_size": 130}, 4)
+
+
+@pytest.mark.parametrize(
+    ("tp_size", "changes", "message"),
+    [
+        (2, {}, ""),
+        (4, {"num_key_value_heads": 2}, ""),  # each KV head on two ranks
+        (4, {"num_attention_heads": 12, "num_key_value_heads": 6}, "must divide, .* 6 KV heads"),
+        (4, {"intermediate_size": 130}, "must divide the model's intermediate_size=130"),
+        (4, {"moe_intermediate_size": 50}, "must divide the model's moe_intermediate_size=50"),
+        (8, {}, "must divide the model's attention heads=4"),
+        (16, {}, "must divide the number of processes=8"),
+    ],
+)
+def test_engines_that_cannot_cut_the_model_are_refused(tp_size, changes, message) -> None:
+    """vLLM says it by an assertion, after it has started."""
+    hf_config = tiny.hf_config(tied=True, **changes)
+    rollout = RolloutConfig(tensor_model_parallel_size=tp_size)
+    if not message:
+        check_engine_layout(rollout, hf_config, 8, 8)
+        return
+    path = rf"^rollout\.tensor_model_parallel_size={tp_size}: "
+    with pytest.raises(ValueError, match=path + message):
+        check_engine_layout(rollout, hf_config, 8, 8)
+
+
+def test_models_that_the_engine_has_no_attention_for_on_a_cpu() -> None:
+    model = ModelConfig(path="m")
+    for size in CPU_HEAD_DIMS:
+        check_cpu_engine(model, tiny.hf_config(tied=True, head_dim=size))
+    sizes = "32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512"
+    only = f"on a CPU vLLM's attention has only heads of {sizes}"
+    for changes, size in (({"head_dim": 40}, 40), ({"hidden_size": 64, "head_dim": None}, 16)):
+        with pytest.raises(ValueError) as refused:
+            check_cpu_engine(model, tiny.hf_config(tied=True, **changes))
+        assert str(refused.value) == f"model.path='m': head_dim={size}: {only}"
+    made = ModelConfig(init="random", tokenizer="characters")
+    with pytest.raises(ValueError) as refused:
+        check_cpu_engine(made, tiny.hf_config(tied=True, hidden_size=576))
+    setting = "model.architecture.hidden_size / num_attention_heads"
+    assert str(refused.value) == f"{setting}=144: {only}"
+    latent = families.config_of("deepseek_v3", kv_lora_rank=512, qk_rope_head_dim=64)
+    check_cpu_engine(model, latent)
+    for name, size in (("kv_lora_rank", 256), ("qk_rope_head_dim", 32)):
+        with pytest.raises(ValueError) as refused:
+            check_cpu_engine(model, {**latent, name: size})
+        only = f"on a CPU vLLM's latent attention has only {latent[name]}"
+        assert str(refused.value) == f"model.path='m': {name}={size}: {only}"
 
 
 def test_a_token_budget_holds_the_longest_sample_as_the_layout_pads_it() -> None:

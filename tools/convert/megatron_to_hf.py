@@ -2,7 +2,8 @@
 
     python tools/convert/megatron_to_hf.py runs/x/checkpoints/step_000010 exported --dtype bf16
 
-Files are divided as in the original where that is known, unless --max-shard-size says otherwise.
+Of a run with one checkpoint its directory, runs/x, will do. Files are divided as in the original
+where that is known, unless --max-shard-size says otherwise.
 """
 
 import argparse
@@ -19,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("megatron", metavar="MEGATRON_DIR", help="from any layout")
+    parser.add_argument("megatron", metavar="MEGATRON_DIR", help="from any layout, or a run")
     parser.add_argument("out", metavar="OUT_DIR", help="must not exist")
     parser.add_argument("--dtype", choices=("bf16", "fp32", "keep"), default="keep")
     parser.add_argument("--max-shard-size", metavar="SIZE", help="such as 5GB or 500MB")

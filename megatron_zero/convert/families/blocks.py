@@ -174,6 +174,7 @@ def common_checks(architecture: str, *, attention_bias: bool) -> Checks:
         **dict.fromkeys(("embedding_multiplier", "attention_multiplier"), (1, None)),
         **dict.fromkeys(("qk_layernorm", "use_qk_norm", "parallel_attn", "use_mrope"), (False,)),
         **dict.fromkeys(("no_rope_layers", "layer_norm_eps", "norm_type"), ()),
+        "dual_chunk_attention_config": (),  # the engine would follow it
         **dict.fromkeys(("hidden_dropout", "embd_pdrop", "resid_pdrop"), (0, None)),
     }
     return {

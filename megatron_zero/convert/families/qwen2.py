@@ -7,4 +7,5 @@ QWEN2 = decoder(
     "Qwen2ForCausalLM",
     (*grouped_query_attention(qkv_bias=True), *swiglu()),
     attention_bias=True,
+    rope_types=("default", "yarn"),
 )

@@ -9,7 +9,15 @@ from megatron_zero.convert.rules import layer_sets
 
 ATTENTION = blocks.grouped_query_attention(qk_norm=True)
 
-QWEN3 = decoder("qwen3", "Qwen3ForCausalLM", (*ATTENTION, *swiglu()), defaults={"head_dim": 128})
+ROPE_TYPES = ("default", "yarn")
+
+QWEN3 = decoder(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    (*ATTENTION, *swiglu()),
+    defaults={"head_dim": 128},
+    rope_types=ROPE_TYPES,
+)
 
 
 def _moe_dims(hf_config: HfConfig) -> Dims:
@@ -39,4 +47,5 @@ QWEN3_MOE = decoder(
     counts={"expert": "num_experts"},
     dims=_moe_dims,
     layer_sets=_layer_sets,
+    rope_types=ROPE_TYPES,
 )

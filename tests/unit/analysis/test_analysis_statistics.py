@@ -1,12 +1,19 @@
 """pass@k, intervals and the paired test: by hand, by exhaustion, by simulation."""
 
+from collections import Counter
+from fractions import Fraction
 from itertools import combinations, product
 
 import numpy as np
 import pytest
 
 from megatron_zero.analysis import statistics
-from megatron_zero.analysis.statistics import mean_intervals, pass_at_k, sign_flip_p_value
+from megatron_zero.analysis.statistics import (
+    majority_at_k,
+    mean_intervals,
+    pass_at_k,
+    sign_flip_p_value,
+)
 
 
 @pytest.fixture
@@ -43,6 +50,81 @@ def test_pass_at_k_is_unbiased():
     naive = sum(chance[c] * (1 - (1 - c / n) ** k) for c in chance)
     assert expected == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
     assert abs(naive - (1 - (1 - p) ** k)) > 0.05
+
+
+def majority_by_exhaustion(samples: "list[tuple[int | None, bool]]", k: int) -> float:
+    """The mean over every k samples, of (class, correct), and over what may be taken of a tie."""
+    shares = []
+    for chosen in combinations(samples, k):
+        votes = Counter(answer for answer, _ in chosen if answer is not None)
+        tied = [answer for answer in votes if votes[answer] == max(votes.values())]
+        share = Fraction(0)
+        for answer in tied:
+            correct = [is_correct for other, is_correct in chosen if other == answer]
+            share += Fraction(sum(correct), len(correct) * len(tied))
+        shares.append(share)
+    return float(sum(shares) / len(shares))
+
+
+def test_majority_at_k_by_hand():
+    # three samples say 5, which is right, two say 7: two votes win any three samples
+    assert majority_at_k([(3, 3), (2, 0)], 0, 3) == 0.7  # C(3,3) + C(3,2) C(2,1) = 7 of 10
+    assert majority_at_k([(2, 2), (2, 0)], 0, 4) == 0.5  # a tie
+    assert majority_at_k([(1, 1)], 7, 8) == 1.0  # who says nothing does not vote
+    assert majority_at_k([], 3, 2) == 0.0
+    assert majority_at_k([(100, 0), (99, 99)], 1, 200) == 0.0
+    assert majority_at_k([(1, 1), *[(1, 0)] * 99], 100, 100) == pytest.approx(0.01, abs=1e-12)
+    for k in (0, 6):
+        with pytest.raises(ValueError, match=f"k={k}: must be from 1 to the number of samples, 5"):
+            majority_at_k([(3, 3), (1, 0)], 1, k)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_majority_at_k_is_the_mean_over_all_choices_of_samples(seed):
+    rng = np.random.default_rng(seed)
+    num_classes, num_samples = int(rng.integers(1, 5)), int(rng.integers(1, 9))
+    verdicts = rng.integers(2, size=(num_classes, 2))  # two readings of an answer, seldom apart
+    samples: list[tuple[int | None, bool]] = []
+    for answer, reading in rng.integers([-1, 0], [num_classes, 2], size=(num_samples, 2)).tolist():
+        known = answer >= 0
+        samples.append((answer if known else None, bool(known and verdicts[answer, reading])))
+    answers = {answer for answer, _ in samples if answer is not None}
+    classes = []
+    for answer in answers:
+        correct = [is_correct for other, is_correct in samples if other == answer]
+        classes.append((len(correct), sum(correct)))
+    num_silent = sum(answer is None for answer, _ in samples)
+    for k in range(1, num_samples + 1):
+        expected = majority_by_exhaustion(samples, k)
+        assert majority_at_k(classes, num_silent, k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_of_one_is_the_accuracy_and_some_answer_always_wins():
+    sizes, num_silent = [5, 3, 3, 1], 2
+    one = [(5, 5), (3, 0), (3, 3), (1, 0)]
+    assert majority_at_k(one, num_silent, 1) == pytest.approx(8 / 14, abs=1e-15)
+    for k in range(3, 15):
+        chances = []
+        for winner in range(4):
+            classes = [(size, size * (i == winner)) for i, size in enumerate(sizes)]
+            chances.append(majority_at_k(classes, num_silent, k))
+        assert sum(chances) == pytest.approx(1, abs=1e-12)
+
+
+def test_majority_at_k_is_unbiased():
+    """Its expectation over draws of n samples is what k samples give, exactly."""
+    chances = [0.4, 0.35, 0.25]  # of a right answer, a wrong one, and none
+
+    def expectation(n, k):
+        total = 0.0
+        for drawn in product(range(3), repeat=n):
+            right, wrong, none = (drawn.count(kind) for kind in range(3))
+            classes = [(right, right)] * (right > 0) + [(wrong, 0)] * (wrong > 0)
+            total += np.prod([chances[kind] for kind in drawn]) * majority_at_k(classes, none, k)
+        return total
+
+    for k in (2, 3):
+        assert expectation(5, k) == pytest.approx(expectation(k, k), abs=1e-12)
 
 
 def test_an_interval_by_hand():

@@ -88,7 +88,7 @@ def shares(
     pytest.importorskip("matplotlib")
     import pandas as pd
 
-    from megatron_zero.analyze import weigh
+    from megatron_zero.analyze_tables import weigh
 
     config = run_config(1, global_batch_size=4)
     config = replace(config, loss=LossConfig(mask_truncated=mask_truncated))

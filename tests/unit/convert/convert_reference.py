@@ -114,6 +114,9 @@ class DictSource:
     def dtype(self, name: str) -> torch.dtype:
         return self._get(name).dtype
 
+    def origin(self, name: str) -> str:
+        return ""
+
     def read(self, name: str, *part: slice) -> torch.Tensor:
         return self._get(name)[part]
 

@@ -360,7 +360,7 @@ def spoiled_megatron(directory: Path, how: str) -> None:
         ("missing", "lacks stage000_0000.distcp"),
         ("format", "is no Megatron distributed checkpoint"),
         ("pickle", "it refers to posix.system"),
-        ("config", "hf_config=None: must be given: no config.json in"),
+        ("config", r"hf_config=None: must be given \(--hf-config\): no config.json in"),
         ("layers", r"has decoder.layers.1.\S+, .*: no rule maps it"),
         ("shape", r"fc1.weight in .* has shape \[80, 24\], expected \[40, 24\]"),
     ],
@@ -374,6 +374,40 @@ def test_bad_megatron_checkpoints(
     captured = capsys.readouterr()
     assert re.search(said, captured.err) and "harm" not in captured.out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_converted_by_its_directory(
+    tmp_path: Path, hf: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The run, its checkpoints or a step; where that says too little, the choices are listed."""
+    run_dir, step = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step_000004"
+    convert(hf, step)
+    (run_dir / "model").mkdir()
+    for path in step.glob("*.json"):  # as in a run, config and tokenizer are in its model folder
+        if path.name != "metadata.json":
+            path.rename(run_dir / "model" / path.name)
+    for name in ("step_000005.incomplete", "step_000003.bak", "step_000004_copy"):
+        shutil.copytree(step, step.with_name(name))
+    for number, given in enumerate((run_dir, run_dir / "checkpoints", step)):
+        out = tmp_path / f"out{number}"
+        assert run(lambda: print(megatron_to_hf(given, out))) == 0  # noqa: B023
+        assert first_difference(hf, out) is None
+        assert (out / "tokenizer.json").is_file()
+    shutil.copytree(step, step.with_name("step_000010"))
+    (tmp_path / "empty").mkdir()
+    both = f"{step}, {step.with_name('step_000010')}"
+    refused = {
+        run_dir: f"holds 2 checkpoints: give one of {both}",
+        run_dir / "checkpoints": f"holds 2 checkpoints: give one of {both}",
+        hf: "is an HF checkpoint already",
+        tmp_path / "none": "no such folder",
+        tmp_path / "empty": "holds no Megatron checkpoint: must be a folder with metadata.json and "
+        ".metadata, or a run's directory with a checkpoint",
+    }
+    capsys.readouterr()
+    for given, said in refused.items():
+        assert run(lambda: print(megatron_to_hf(given, tmp_path / "no"))) == 2  # noqa: B023
+        assert capsys.readouterr().err == f"error: megatron={str(given)!r}: {said}\n"
 
 
 # Interruptions.

@@ -8,6 +8,8 @@ from megatron_zero.convert.families import family_for, mapping_for
 from megatron_zero.convert.hf_config import decoder_dims, rope_settings
 
 Q_BIAS = "model.layers.1.self_attn.q_proj.bias"
+LENGTH = "original_max_position_embeddings"
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, LENGTH: 64}
 QKV_BIAS = "decoder.layers.1.self_attention.linear_qkv.bias"
 
 
@@ -130,21 +132,57 @@ def test_required_size_is_named_when_missing() -> None:
         mapping_for(config)
 
 
+LONG = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
 @pytest.mark.parametrize(
-    "rope",
+    ("rope", "message"),
     [
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1000000.0}},
-        {
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            "rope_scaling": {"rope_type": "yarn"},
-        },
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear': must be one of"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
+        ({"rope_scaling": LONG}, "rope_type='longrope'"),
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "rope_type='mrope'"),
+        ({"rope_scaling": {"type": "llama3"} | LLAMA3}, "rope_type='llama3'"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": YARN},
+            "rope_type: given more than once",
+        ),
+        # as when the type was forgotten
+        ({"rope_scaling": {"factor": 4.0}}, "rope_parameters.factor: rope_type='default' has no"),
+        (
+            {"rope_scaling": YARN | {"finetuned": True}},
+            "rope_parameters.finetuned: rope_type='yarn'",
+        ),
+        ({"rope_scaling": YARN | {"factor": None}}, "factor: missing or null"),
+        ({"rope_scaling": YARN | {"beta_fast": None}}, "beta_fast: missing or null"),
+        ({"rope_scaling": YARN | {"factor": 0.5}}, "factor=0.5: must be at least 1.0"),
+        ({"rope_scaling": YARN | {"beta_slow": 0}}, "beta_slow=0.0: must be above 0"),
+        ({"rope_scaling": YARN | {"factor": "4"}}, "factor='4': must be a number"),
+        ({"rope_scaling": YARN | {"truncate": "no"}}, "truncate='no': must be true or false"),
+        ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, f"{LENGTH}: missing"),
+        ({"rope_scaling": YARN, LENGTH: 32}, f"{LENGTH}: given more than once"),
+        ({"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config="),
     ],
 )
-def test_rescaled_positions_are_refused(rope: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="HF config rope_type"):
+def test_other_positions_are_refused_by_name(rope: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError) as error:
         mapping_for(qwen2_config(**rope))
+    assert str(error.value).startswith(f"HF config {message}")
+
+
+def test_yarn_is_read_in_both_spellings() -> None:
+    old = mapping_for(qwen2_config(rope_scaling=YARN)).rope
+    new = mapping_for(qwen2_config(rope_parameters=YARN | {"rope_theta": 1e6})).rope
+    assert old == new and old.theta == 1e6 and old.truncate
+    assert old.scaling == {"factor": 4.0, LENGTH: 64.0}
+    rest = {"truncate": False, "mscale": None, "attention_factor": 1.5}
+    other = mapping_for(qwen2_config(rope_scaling=YARN | rest)).rope
+    assert not other.truncate and other.scaling == old.scaling | {"attention_factor": 1.5}
+    bare = {"rope_type": "yarn", "factor": 4.0}  # of the model's own length
+    made = mapping_for(qwen2_config(rope_scaling=bare, max_position_embeddings=128)).rope
+    assert made.scaling == {"factor": 4.0, LENGTH: 128.0}
 
 
 def test_rope_of_both_generations() -> None:
@@ -157,7 +195,6 @@ def test_rope_of_both_generations() -> None:
         new | {"rope_theta": 5e5},
     ):
         assert rope_settings(config).theta == 5e5 and rope_settings(config).rope_type == "default"
-    assert rope_settings({"rope_theta": 1e4, "rope_scaling": {"type": "yarn"}}).rope_type == "yarn"
     assert rope_settings({}, default_theta=1e4).theta == 1e4
     with pytest.raises(ValueError, match="rope_theta: missing"):
         rope_settings({})

@@ -126,7 +126,7 @@ def test_nested_columns_are_reached_by_a_path(tmp_path):
     ):
         load_rows(DataConfig(dataset=str(path), prompt_key="prompt", answer_key="reward_model"))
     with pytest.raises(
-        ValueError, match=r"data.prompt_key='prompt.3.content': row 0 of .*: empty, not"
+        ValueError, match=r"'prompt.3.content': leads nowhere in .*: there, prompt is a list of 1$"
     ):
         load_rows(
             DataConfig(dataset=str(path), prompt_key="prompt.3.content", answer_key="reward_model")
@@ -135,6 +135,8 @@ def test_nested_columns_are_reached_by_a_path(tmp_path):
 
 def test_a_column_with_a_dot_in_its_name_is_found_first(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"a.b": "q", "a": {"b": "no"}, "answer": "1"}])
+    assert load_rows(DataConfig(dataset=str(path), prompt_key="a.b"))[0].question == "q"
+    path = write_parquet(tmp_path / "r.parquet", [{"a.b": "q", "a": {"b": "no"}, "answer": "1"}])
     assert load_rows(DataConfig(dataset=str(path), prompt_key="a.b"))[0].question == "q"
 
 
@@ -166,7 +168,7 @@ def test_missing_columns_list_those_there_are(tmp_path):
     "content, message",
     [
         ('{"problem": 1}\n{oops\n', r"data.dataset=.*line 2 is not JSON"),
-        ("[1]\n", r"record 1 is list, not an object"),
+        ("[1]\n", r"line 1 holds list, not an object"),
     ],
 )
 def test_broken_jsonl_names_the_line(tmp_path, content, message):

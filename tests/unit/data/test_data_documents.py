@@ -173,7 +173,7 @@ def test_bos_is_in_front_of_every_document(tmp_path):
         ("c.txt", "  \n", "text", r"documents.source='.*c.txt': holds no text"),
         ("c.jsonl", '{"text": ""}\n', "text", r"documents.source='.*': holds no text"),
         ("c.jsonl", '{"texts": "a"}\n', "text", r"text_key='text': .* has texts; did you mean"),
-        ("c.jsonl", '{"text": 1}\n', "text", r"documents.text_key='text': .* has int there"),
+        ("c.jsonl", '{"text": 1}\n', "text", r"text_key='text': row 0 \(line 1\) of .*: int, not"),
         ("c.pdf", "a", "text", r"documents.source='.*c.pdf': must be \"arithmetic\", a folder,"),
     ],
 )

@@ -77,6 +77,30 @@ def test_verdicts_keep_the_order_of_the_items(make_pool):
     assert [(g.reward, g.correct, g.formatted) for g in graded] == [(1, 1, 1), (0, 0, 1)]
 
 
+def test_answers_of_one_class_are_those_that_the_verifier_calls_equal(make_pool):
+    texts = ["1/2", "3", r"\frac{1}{2}", "0.50", "", r"\{1,2\}", "3", "x", r"\{2,1\}"]
+    group = [rf"so \boxed{{{text}}}" for text in texts] + ["none"]
+    pool = make_pool(num_workers=2)
+    classes = [0, 1, 0, 0, None, 2, 1, 3, 2, None]
+    assert pool.answer_classes([group, [], group[::-1], ["none"]]) == [
+        classes,
+        [],
+        [None, 0, 1, 2, 0, None, 3, 3, 2, 3],
+        [None],
+    ]
+    # 50% is both of what it stands between, so all three are one class, whichever comes first
+    chain = [rf"\boxed{{{text}}}" for text in ("0.5", "50", r"50\%")]
+    assert pool.answer_classes([chain, chain[::-1]]) == [[0, 0, 0], [0, 0, 0]]
+    assert pool.answer_classes([chain[:2]]) == [[0, 1]]
+
+
+def test_an_answer_that_stalls_is_equal_to_nothing(make_pool, use_worker):
+    use_worker(STALL)
+    pool = make_pool(timeout_s=0.5)
+    texts = ["0.5", "bomb", "1/2"]
+    assert pool.answer_classes([[rf"\boxed{{{text}}}" for text in texts]]) == [[0, 1, 0]]
+
+
 def test_answer_tags():
     with VerifierPool(1, 5.0, 512, answer_format="answer_tag") as pool:
         graded = pool.grade(
