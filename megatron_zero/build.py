@@ -14,12 +14,12 @@ from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.families import family_for
 from megatron_zero.convert.fp8 import is_fp8_blocks
-from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source, read_config
+from megatron_zero.convert.hf_dir import carried_files, local_directory, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
 from megatron_zero.convert.sources import TensorSource
-from megatron_zero.convert.stored import NUM_MTP, folder_corrections
+from megatron_zero.convert.stored import NUM_MTP, Corrections, folder_corrections
 from megatron_zero.data.datasets import load_rows
 from megatron_zero.data.encoding import load_tokenizer
 from megatron_zero.data.prompts import PromptCursor, build_prompts
@@ -49,10 +49,10 @@ def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
     return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
 
 
-def trained_config(
+def stored_corrections(
     hf_config: dict[str, Any], model: ModelConfig, source: Path | None
-) -> tuple[dict[str, Any], list[str]]:
-    """The config of the model that the policy is, and a sentence wherever the given one is not.
+) -> Corrections:
+    """Where the weights that a run starts from are not the model of their config.
 
     Args:
         source: the folder of `model.path`.
@@ -60,18 +60,27 @@ def trained_config(
     Raises:
         ValueError: the folder's files are damaged.
     """
-    trained, notes = dict(hf_config), []
-    if source is not None and model.init == "pretrained":
-        corrections = folder_corrections(hf_config, source)
-        trained |= corrections.fields
-        notes += corrections.notes
-    if trained.get(NUM_MTP):
-        notes.append(f"{NUM_MTP}={trained[NUM_MTP]}: these layers are not trained, nor exported")
-        trained[NUM_MTP] = 0
-    if is_fp8_blocks(trained.get("quantization_config")):
-        del trained["quantization_config"]
-        notes.append(f"weights in 8-bit blocks are trained, and exported, as {model.dtype}")
-    return trained, notes
+    if source is None or model.init != "pretrained":
+        return Corrections()
+    return folder_corrections(hf_config, source)
+
+
+def exported_config(
+    hf_config: dict[str, Any], model: ModelConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of what a run exports and its engine holds, and a sentence about each difference.
+
+    Prediction layers are ignored by the policy, and 8-bit blocks dequantized when they are read.
+    """
+    exported, notes = dict(hf_config), []
+    if exported.get(NUM_MTP):
+        what = f"{NUM_MTP}={exported[NUM_MTP]}"
+        notes.append(f"{model.path}: {what}: these layers are not trained, nor exported")
+        exported[NUM_MTP] = 0
+    if is_fp8_blocks(exported.get("quantization_config")):
+        del exported["quantization_config"]
+        notes.append(f"{model.path}: 8-bit blocks are trained, and exported, as {model.dtype}")
+    return exported, notes
 
 
 def write_model_files(
@@ -110,12 +119,14 @@ def start_run(config: Config, *, resume: bool) -> tuple[Topology, RunDir, Any, d
     source: Path | None = None
     if config.model.path:
         source = local_directory(config.model.path, "model.path", topology.host_group)
-    hf_config, notes = trained_config(hf_config, config.model, source)
-    for note in notes if topology.rank == 0 else []:
-        print(f"note: {note}", flush=True)
+    corrections = stored_corrections(hf_config, config.model, source)
+    hf_config |= corrections.fields
     if topology.rank == 0:
+        exported, notes = exported_config(hf_config, config.model)
+        for note in (*corrections.notes, *notes):
+            print(f"note: {note}", flush=True)
         create_run_dir(config, resume=resume)
-        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source)
+        write_model_files(run_dir.model, config.model, exported, tokenizer, source)
     dist.barrier(group=topology.host_group)
     return topology, run_dir, tokenizer, hf_config
 
@@ -135,7 +146,7 @@ def build_policy(
         directory = local_directory(config.model.path, "model.path", topology.host_group)
         source = directory
         if not is_megatron_checkpoint(directory):
-            source = open_source(directory, read_config(directory), config.model.dtype)
+            source = open_source(directory, hf_config, config.model.dtype)
     return Policy(
         mapping,
         source,
