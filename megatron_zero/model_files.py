@@ -52,7 +52,10 @@ def trained_config(
     """
     trained, notes = dict(hf_config), []
     if source is not None and model.init == "pretrained":
-        corrections = folder_corrections(hf_config, source)
+        try:
+            corrections = folder_corrections(hf_config, source)
+        except ValueError as error:
+            fail("model.path", model.path, str(error))
         trained |= corrections.fields
         notes += corrections.notes
     if trained.get(NUM_MTP):
