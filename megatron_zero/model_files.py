@@ -52,7 +52,10 @@ def stored_corrections(
     """
     if source is None or model.init != "pretrained":
         return Corrections()
-    return folder_corrections(hf_config, source)
+    try:
+        return folder_corrections(hf_config, source)
+    except ValueError as error:
+        fail("model.path", model.path, str(error))
 
 
 def exported_config(

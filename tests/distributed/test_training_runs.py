@@ -32,6 +32,7 @@ START = (
     "objective:",
     "layout:",
     "kernels:",
+    "stop tokens:",
     "run directory:",
     *(f"  {x} " for x in OBJECTIVE),
 )
