@@ -29,6 +29,7 @@ OVERRIDES = [
 OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "sampling", "truncated")
 START = (
     "[",
+    "stop tokens:",
     "objective:",
     "layout:",
     "kernels:",
