@@ -34,5 +34,5 @@ exec "${PYTHON:-python}" -m megatron_zero.node \
   --rdzv-conf "join_timeout=${JOIN_TIMEOUT_S:-600},read_timeout=20" \
   ${NODE_ADDRESS:+--local-addr="$NODE_ADDRESS"} \
   --max-restarts "${MAX_RESTARTS:-0}" \
-  --log-dir "${LOG_DIR:-runs/logs}" --tee 3 --local-ranks-filter 0 \
+  --log-dir "${LOG_DIR:-${STORAGE:+$STORAGE/}runs/logs}" --tee 3 --local-ranks-filter 0 \
   -m "megatron_zero.${COMMAND:-train}" "$@"

@@ -11,5 +11,5 @@ exec "${PYTHON:-python}" -m megatron_zero.node \
   --standalone \
   --nproc-per-node "${NPROC_PER_NODE:-}" \
   --max-restarts "${MAX_RESTARTS:-0}" \
-  --log-dir "${LOG_DIR:-runs/logs}" --tee 3 --local-ranks-filter 0 \
+  --log-dir "${LOG_DIR:-${STORAGE:+$STORAGE/}runs/logs}" --tee 3 --local-ranks-filter 0 \
   -m "megatron_zero.${COMMAND:-train}" "$@"

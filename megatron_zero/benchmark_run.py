@@ -40,7 +40,7 @@ from megatron_zero.failures import user_errors
 from megatron_zero.grading import Grader, verifier_pool
 from megatron_zero.hf_config import num_positions
 from megatron_zero.launch_args import progress
-from megatron_zero.model_files import check_weights_for_engine
+from megatron_zero.model_files import check_token_ids, check_weights_for_engine
 from megatron_zero.observability.environment import package_versions
 from megatron_zero.observability.run_dir import write_atomically
 from megatron_zero.rollout.sampler import Sampler, merged
@@ -77,6 +77,7 @@ class BenchmarkRun:
             for name in possible if every_template else [config.data.template]:
                 each = replace(config, data=replace(config.data, template=name))
                 prompts = evaluate.evaluation_prompts(each, longest, tokenizer)
+                check_token_ids(config.model, hf_config.vocab_size, prompts)
                 check_responses_can_end(self.stop_ids, stop_strings(name), config.model)
                 self.plan[name] = each, prompts
         if self.group.rank() == 0:

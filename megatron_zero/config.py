@@ -166,7 +166,7 @@ class OptimizerConfig:
         return {name: getattr(self, name) for name in names if getattr(self, name) != "fp32"}
 
 
-# Of `MismatchConfig`, by `model.dtype`: what was measured is in docs/parallel_layouts.md.
+# Of `MismatchConfig`, by `model.dtype`: what was measured is in docs/engine_mismatch.md.
 MAX_KL = {"fp32": 1e-6, "bf16": 0.02}
 MAX_FIRST_KL = {"fp32": 1e-8, "bf16": 0.005}
 

@@ -105,7 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not count_gpus():
                 check_cpu_engine(config.model, hf_config)
             check_tokenizer(config.model)
-            check_data_files(config)
+            from megatron_zero.rewards.golds import check_readable  # sympy: not for `--help`
+
+            check_data_files(config, check_golds=check_readable)
             if not is_launched():
                 processes = f"{args.nproc} process{'es' if args.nproc > 1 else ''}"
                 print(f"eval: {config.model.path} -> {args.out}, {processes}", flush=True)

@@ -6,6 +6,7 @@ headers alone, before anything large is started; their values are looked at whil
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, Safete
 from megatron_zero.convert.stored import NUM_MTP, folder_corrections
 from megatron_zero.convert.to_hf import MegatronTensors
 from megatron_zero.data.stop_tokens import declare_stop_tokens
-from megatron_zero.hf_config import DTYPES, read_hf_config, with_vocab_size
+from megatron_zero.hf_config import DTYPES, other_weights, read_hf_config, with_vocab_size
+from megatron_zero.types import Prompt
+
+ENGINE_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")  # what vLLM looks for in a folder
 
 
 def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
@@ -86,13 +90,18 @@ def check_weights(model: ModelConfig, hf_config: dict[str, Any], source: Path) -
 def check_weights_for_engine(model: ModelConfig, hf_config: dict[str, Any], source: Path) -> None:
     """`check_weights` of a model that only the engine loads, which knows more kinds of them.
 
-    Of a model that no table describes only the files are looked at, of weights that are no
-    safetensors nothing.
+    Of a model that no table describes only the files are looked at; pickled weights are the
+    engine's own affair.
 
     Raises:
         ValueError: as `check_weights`.
     """
+    if is_checkpoint(source):
+        cure = "tools/convert/megatron_to_hf.py makes one that it does"
+        fail("model.path", model.path, f"a Megatron checkpoint, which vLLM does not read: {cure}")
     if not any((source / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)):
+        if not any(path for pattern in ENGINE_WEIGHTS for path in source.glob(pattern)):
+            fail("model.path", model.path, f"no weights are there{other_weights(source)}")
         return
     quantization = hf_config.get("quantization_config")
     try:
@@ -107,6 +116,24 @@ def check_weights_for_engine(model: ModelConfig, hf_config: dict[str, Any], sour
         SafetensorsSource(source).files()
     except ValueError as error:
         fail("model.path", model.path, str(error))
+
+
+def check_token_ids(model: ModelConfig, vocab_size: int, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts with a token that the model has no embedding of.
+
+    For who evaluates: a tokenizer may have more tokens than the model when none of them is used.
+
+    Raises:
+        ValueError: with the token and the sizes, and the setting that names the tokenizer.
+    """
+    largest = max((max(prompt.token_ids) for prompt in prompts), default=0)
+    if largest < vocab_size:
+        return
+    setting, value = "model.path", model.path
+    if model.tokenizer:
+        setting, value = "model.tokenizer", model.tokenizer
+    sizes = f"where the model has vocab_size={vocab_size}"
+    fail(setting, value, f"the tokenizer makes token {largest} of a prompt, {sizes}")
 
 
 def write_model_files(

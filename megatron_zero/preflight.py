@@ -28,13 +28,15 @@ def check_files(config: Config) -> None:
     Raises:
         ValueError: what is missing or is not supported, with its setting.
     """
+    from megatron_zero.rewards.golds import check_readable  # sympy: not for `--help`
+
     model = config.model
     check_model_type(read_hf_config(model), model.path)
     folder = _local(model.path)
     if folder is not None and model.init == "pretrained":
         _check_weights(folder, model.path)
     check_tokenizer(model)
-    check_data_files(config)
+    check_data_files(config, check_golds=check_readable)
 
 
 def check_tokenizer(model: ModelConfig) -> None:

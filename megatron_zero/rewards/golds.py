@@ -9,10 +9,14 @@ Standard library only.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
+from megatron_zero.checks import fail
 from megatron_zero.rewards import normalize as norm
 from megatron_zero.rewards.equivalence import readings
+
+_NUM_NAMED_ROWS = 5
+_NUM_SHOWN_CHARS = 60
 
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?")  # most golds: read without parsing
 # Words in any script; times, dates and ratios.
@@ -40,14 +44,47 @@ def is_readable(gold: str) -> bool:
     return _PLAIN_TEXT.fullmatch(norm.normalize(cleaned)) is not None
 
 
-def unreadable(golds: Iterable[Sequence[str]]) -> list[int]:
-    """The places of those of which the verifier can read none; each a row's answers."""
+def unreadable(golds: Mapping[int, Sequence[str]]) -> list[int]:
+    """The rows of which the verifier can read no answer.
+
+    Args:
+        golds: row -> its answers, of which any counts.
+    """
     known: dict[str, bool] = {}
     found = []
-    for place, answers in enumerate(golds):
+    for row, answers in golds.items():
         for answer in answers:
             if answer not in known:
                 known[answer] = is_readable(answer)
         if not any(known[answer] for answer in answers):
-            found.append(place)
+            found.append(row)
     return found
+
+
+def check_readable(golds: Mapping[int, Sequence[str]], *, setting: str, value: str) -> str:
+    """How many golds of a data set cannot be read, in one sentence; "" if all can.
+
+    Args:
+        golds: row -> its answers.
+        setting, value: what decides which answers these are.
+
+    Raises:
+        ValueError: none can be: no response would ever be correct.
+    """
+    rows = unreadable(golds)
+    if not rows:
+        return ""
+    shown = f"row {rows[0]} has {golds[rows[0]][0][:_NUM_SHOWN_CHARS]!r}"
+    if len(rows) == len(golds):
+        valid = (
+            f"the verifier can read none of the {len(golds):,} gold answers, {shown}; must be "
+            f"final answers, as 42 or \\frac{{1}}{{2}}"
+        )
+        fail(setting, value, valid)
+    first = ", ".join(map(str, rows[:_NUM_NAMED_ROWS]))
+    if len(rows) > _NUM_NAMED_ROWS:
+        first += ", ..."
+    return (
+        f"the verifier cannot read {len(rows):,} of {len(golds):,} gold answers, and only the same "
+        f"text will count as correct: rows {first}; {shown}"
+    )

@@ -23,12 +23,19 @@ from megatron_zero.rollout.engine import Request, SamplingSettings
 from megatron_zero.types import Response
 
 GIB = 1024**3
+CHECKED_FORMAT = "checked"  # how weights are loaded from a disk
 # vLLM reads its settings when it is imported.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in this process: weights are handed over
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every rank binds to the same cores
     "VLLM_LOGGING_LEVEL": "WARNING",  # but for what `quiet` lists
     "VLLM_NO_USAGE_STATS": "1",
+}
+_ALWAYS: dict[str, Any] = {
+    "distributed_executor_backend": "external_launcher",
+    # The logprob of what was drawn from: after temperature, as the policy computes it.
+    "logprobs_mode": "processed_logprobs",
+    "disable_log_stats": True,
 }
 
 
@@ -83,16 +90,13 @@ class VllmEngine:
             tokenizer=tokenizer,
             dtype={"bf16": "bfloat16", "fp32": "float32"}[dtype],
             load_format=_checked_load_format() if from_disk else "dummy",
-            distributed_executor_backend="external_launcher",
             tensor_parallel_size=tp_size,
             seed=self.engine_index,  # alike within an engine; requests bring their own seeds
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_sequences,
             enable_prefix_caching=config.enable_prefix_caching,
             enforce_eager=config.enforce_eager or not self._on_gpu,
-            # The logprob of what was drawn from: after temperature, as the policy computes it.
-            logprobs_mode="processed_logprobs",
-            disable_log_stats=True,
+            **_ALWAYS,
             hf_overrides=_overrides(hf_config, unties=self._unties),
             **_placement(config, hf_config, on_gpu=self._on_gpu),
         )
@@ -215,8 +219,8 @@ def _checked_load_format() -> str:
                     raise UserError(f"{file_of(folder, name)}: {error}") from error
                 yield name, tensor
 
-    register_model_loader("checked")(CheckedLoader)
-    return "checked"
+    register_model_loader(CHECKED_FORMAT)(CheckedLoader)
+    return CHECKED_FORMAT
 
 
 def _with_output_layer(

@@ -84,6 +84,8 @@ def results(tmp_path_factory, shared_dir: Path, qwen_tokenizer_dir: Path) -> Pat
     # and said what it was doing before its first responses
     for phase in ("joining the other processes; prompts", "rollout engine", "qwen_math: 50 respon"):
         assert f"s] {phase}" in output
+    damaged = "HF tensor model.norm.weight holds NaN or infinity, in 1 of 64 values"
+    assert f"DAMAGED /model.safetensors: {damaged}" in output
     return folder
 
 

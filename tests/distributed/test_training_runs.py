@@ -70,7 +70,8 @@ def trained(base: Path) -> dict[str, Path]:
         (halves / "checkpoints" / name).mkdir()
     lines = (halves / "metrics.jsonl").read_text().splitlines(keepends=True)
     (halves / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:40])
-    run([*words, *every_two, "--run-dir", str(halves), "--nproc", "2", "--resume"])
+    output = run([*words, *every_two, "--run-dir", str(halves), "--nproc", "2", "--resume"])
+    assert "engine and policy agree on" in output  # a resumed run's first sync is verified, too
     return directories
 
 

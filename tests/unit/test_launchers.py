@@ -356,6 +356,16 @@ def test_what_is_only_read_may_be_on_another_mount(launch) -> None:
     assert launch.mounts_of(args) == ["/old:/data:ro", "/home/me:/lab"]  # it has the storage
 
 
+def test_this_machine_needs_no_storage_but_may_have_one(launch, tmp_path) -> None:
+    words = ["math_smoke", "model.tokenizer=characters", "data.data_dir=sets"]
+    (job,) = launch.jobs_of(parsed(launch, words))
+    assert job.overrides == words[1:] and launch.environment_of(parsed(launch, words)) == {}
+    (job,) = launch.jobs_of(parsed(launch, [*words, "--storage", str(tmp_path)]))
+    assert job.config.run_dir == f"{tmp_path}/runs/math_smoke"
+    assert job.config.data.data_dir == f"{tmp_path}/sets"
+    assert resolved(job.words(parsed(launch, words)), "train") == job.config
+
+
 def test_a_data_folder_can_be_declined(launch) -> None:
     for words, folder in ([[], "/shared/data"], [["data.data_dir="], ""]):
         (job,) = launch.jobs_of(parsed(launch, ["qwen2_5_math_7b", *POD, *words]))

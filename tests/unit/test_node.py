@@ -153,13 +153,15 @@ def test_one_node_refuses_in_one_sentence(settings, words, sentence) -> None:
     assert result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1
 
 
-def test_one_node_needs_no_setting_on_a_cpu() -> None:
+def test_one_node_needs_no_setting_on_a_cpu(tmp_path: Path) -> None:
     """Through torchrun to a rank, which has a mistake of its own to report."""
     words = ["math_smoke", "model.tokenizer=/nowhere"]
-    result = start("one_node.sh", words, CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    settings = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "STORAGE": str(tmp_path)}
+    result = start("one_node.sh", words, **settings)
     assert result.stdout.startswith("NPROC_PER_NODE is not set: 1 process, no GPU is visible\n")
     assert result.stderr == "error: model.tokenizer='/nowhere': no such folder\n"
     assert result.returncode == 2
+    assert list(tmp_path.glob("runs/logs/*/attempt_0/0/stderr.log"))
 
 
 def test_many_nodes_names_a_head_node_that_is_unknown() -> None:
@@ -180,9 +182,10 @@ def test_many_nodes_names_a_port_that_is_in_use(port_in_use: int) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_nodes_that_do_not_come_are_told_of(free_port: int) -> None:
+def test_nodes_that_do_not_come_are_told_of(free_port: int, tmp_path: Path) -> None:
     settings = {"NNODES": "2", "HEAD_NODE": "127.0.0.1", "RDZV_PORT": str(free_port)}
-    result = start("many_nodes.sh", TINY, **settings, NPROC_PER_NODE="1", JOIN_TIMEOUT_S="1")
+    settings |= {"NPROC_PER_NODE": "1", "JOIN_TIMEOUT_S": "1", "LOG_DIR": str(tmp_path)}
+    result = start("many_nodes.sh", TINY, **settings)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     where = f"error: the job's 2 nodes did not meet at 127.0.0.1:{free_port}"

@@ -138,7 +138,8 @@ def test_an_engine_does_not_leave_its_node(monkeypatch: pytest.MonkeyPatch) -> N
     message = r"rollout\.tensor_model_parallel_size=4: must divide the processes of a node.*=2"
     with pytest.raises(ValueError, match=message):
         check_layout(config, sizes, 8, 2)
-    for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "8"), ("LOCAL_WORLD_SIZE", "2")):
+    job = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    for name, value in {**job, "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     assert node_size() == 2
     monkeypatch.delenv("LOCAL_WORLD_SIZE")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_zero.analyze import rollout_files
+from megatron_zero.analyze_tables import rollout_files
 from megatron_zero.observability.run_dir import RunDir
 from megatron_zero.policy.checkpoint import load_latest, prune, saved_steps
 from megatron_zero.step_names import step_name, step_of, steps_in

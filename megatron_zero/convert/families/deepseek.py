@@ -186,6 +186,8 @@ DEEPSEEK_V3 = blocks.decoder(
         "topk_group": 4,
         "num_experts_per_tok": 8,
         "norm_topk_prob": True,
+        "topk_method": "noaux_tc",  # vLLM needs both written down
+        "scoring_func": "sigmoid",
         "num_nextn_predict_layers": 0,
     },
     counts={"expert": "num_experts", "mtp": "mtp"},

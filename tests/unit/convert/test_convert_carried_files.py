@@ -106,7 +106,7 @@ def test_a_run_and_its_export_have_every_chat_template(tmp_path: Path, given: st
     tokenizer.save_pretrained(source)
     assert (source / "additional_chat_templates").is_dir()
     (source / "config.json").write_text(json.dumps(qwen2_config(vocab_size=100)))
-    (source / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 7], "top_k": 20}')
     model = ModelConfig(path=str(source), tokenizer=given and str(source))
     loaded = transformers.AutoTokenizer.from_pretrained(source)
     hf_config = complete_hf_config(model, loaded)
@@ -117,5 +117,5 @@ def test_a_run_and_its_export_have_every_chat_template(tmp_path: Path, given: st
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert exported.chat_template == templates
     settings = transformers.GenerationConfig.from_pretrained(tmp_path / "export")
-    assert settings.eos_token_id == [1, 7]
+    assert settings.eos_token_id == [1, 7] and settings.top_k == 20
     assert SafetensorsSource(tmp_path / "export").names()

@@ -160,7 +160,11 @@ def test_what_is_damaged_is_named_at_the_start(
     assert for_training.startswith(f"model.path={str(hf)!r}: ") and re.search(said, for_training)
     check_weights(ModelConfig(path=str(hf), init="random"), config, hf)  # reads no weights
     if (spoil, said) in OTHERS:
-        check_weights_for_engine(model, config, hf)
+        if any(path.suffix in (".bin", ".safetensors") for path in hf.iterdir()):
+            check_weights_for_engine(model, config, hf)
+        else:
+            for_engine = refusal(lambda: check_weights_for_engine(model, config, hf))
+            assert for_engine.startswith(f"model.path={str(hf)!r}: no weights are there")
     else:
         assert refusal(lambda: check_weights_for_engine(model, config, hf)) == for_training
     assert run(lambda: print(hf_to_megatron(hf, tmp_path / "out"))) == 2
@@ -231,6 +235,8 @@ def test_a_checkpoint_that_diverged_is_not_exported(
         hf_to_megatron(hf, tmp_path / "megatron", progress=False)
     model = ModelConfig(path=str(tmp_path / "megatron"))
     check_weights(model, qwen2_config(), tmp_path / "megatron")
+    said = refusal(lambda: check_weights_for_engine(model, qwen2_config(), tmp_path / "megatron"))
+    assert "a Megatron checkpoint, which vLLM does not read: tools/convert/megatron_to_hf" in said
     assert run(lambda: print(megatron_to_hf(tmp_path / "megatron", tmp_path / "back"))) == 2
     error = capsys.readouterr().err
     assert f"HF tensor {TENSOR} in {tmp_path / 'megatron'} holds NaN or infinity" in error

@@ -14,7 +14,8 @@ from megatron_zero.data.stop_tokens import (
     describe_stop_tokens,
     stop_token_ids,
 )
-from megatron_zero.model_files import complete_hf_config, write_model_files
+from megatron_zero.model_files import check_token_ids, complete_hf_config, write_model_files
+from megatron_zero.types import Prompt
 from tests import tiny
 
 EOS = 1  # of the tokenizer
@@ -188,3 +189,31 @@ def test_chat_models_end_with_the_turn_and_with_the_text(
     said = describe_stop_tokens(ids, tokenizer)
     assert said == "<|im_end|> (151645), <|endoftext|> (151643)"
     assert describe_stop_tokens((200000,), tokenizer) == "not in the tokenizer (200000)"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "setting"), [("", "model.path='m'"), ("t", "model.tokenizer='t'")]
+)
+def test_a_prompt_that_the_model_has_no_embedding_of(tokenizer: str, setting: str) -> None:
+    """The engine would take it: it looks at the tokenizer's size."""
+    prompts = [Prompt(index=0, text="", token_ids=ids, answers=("",)) for ids in ((1, 9), (5,))]
+    model = ModelConfig(path="m", tokenizer=tokenizer)
+    check_token_ids(model, 10, prompts)
+    check_token_ids(model, 10, [])
+    with pytest.raises(ValueError) as refused:
+        check_token_ids(model, 9, prompts)
+    said = f"{setting}: the tokenizer makes token 9 of a prompt, where the model has vocab_size=9"
+    assert str(refused.value) == said
+
+
+def test_ids_with_gaps_count_by_the_largest(tmp_path: Path) -> None:
+    """A tokenizer of 99 tokens and a 100th with id 140: the model needs 141 rows."""
+    data = json.loads(build_character_tokenizer().backend_tokenizer.to_str())
+    data["model"]["vocab"]["far"] = 140
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(json.dumps(data))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    source = write_folder(tmp_path / "model", config=1)
+    with pytest.raises(ValueError, match=r"its tokenizer has 141 tokens, .* vocab_size=131$"):
+        complete_hf_config(ModelConfig(path=str(source)), tokenizer)
