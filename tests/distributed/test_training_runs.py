@@ -30,6 +30,7 @@ OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "samplin
 START = (
     "[",
     "stop tokens:",
+    "engine and policy agree on ",
     "objective:",
     "layout:",
     "kernels:",
