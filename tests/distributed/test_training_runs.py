@@ -29,6 +29,8 @@ OVERRIDES = [
 OBJECTIVE = ("advantage", "loss", "ratio", "KL", "importance", "steps", "sampling", "truncated")
 START = (
     "[",
+    "stop tokens:",
+    "engine and policy agree on ",
     "objective:",
     "layout:",
     "kernels:",
