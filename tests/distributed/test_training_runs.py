@@ -34,7 +34,6 @@ START = (
     "objective:",
     "layout:",
     "kernels:",
-    "stop tokens:",
     "run directory:",
     *(f"  {x} " for x in OBJECTIVE),
 )
