@@ -112,7 +112,11 @@ def test_a_mistake_on_one_of_two_hosts_ends_both(tmp_path: Path) -> None:
                 stderr=subprocess.STDOUT,
             )
         )
-    outputs = [job.communicate(timeout=90)[0] for job in jobs]
+    try:
+        outputs = [job.communicate(timeout=90)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.terminate()  # torchrun ends its ranks; nothing where it has ended
     for job, output in zip(jobs, outputs, strict=True):
         last = output.splitlines()[-1]
         assert last.startswith("error: documents.source='data.txt': must be"), output
