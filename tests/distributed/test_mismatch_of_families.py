@@ -15,9 +15,10 @@ from tests import families
 from tests.launch import REPOSITORY, torchrun
 
 WORKER = REPOSITORY / "tests" / "distributed" / "mismatch_worker.py"
+ALL = [*families.FAMILIES, *families.STRETCHED]
 SHARED_ENGINE = ["tp2-sp-ep2-deepseek_v3"]  # two ranks that share one engine
 # (processes, TP of the engine) -> cases, one after the other in one launch
-LAUNCHES = {(1, 1): list(families.FAMILIES), (2, 2): SHARED_ENGINE}
+LAUNCHES = {(1, 1): ALL, (2, 2): SHARED_ENGINE}
 CASES = [(engine_tp, case) for (_, engine_tp), cases in LAUNCHES.items() for case in cases]
 MAX_KL = 1e-10
 
@@ -37,7 +38,7 @@ MODEL = {"initializer_range": 0.08, "eos_token_id": 1, "pad_token_id": 0, "bos_t
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs of all cases are."""
     directory = tmp_path_factory.mktemp("mismatch")
-    for name in families.FAMILIES:
+    for name in ALL:
         families.write(name, directory / name, **MODEL, **SIZES.get(name, {}))
         build_character_tokenizer().save_pretrained(directory / name)
     for (nproc, engine_tp), cases in LAUNCHES.items():
