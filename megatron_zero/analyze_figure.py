@@ -159,7 +159,7 @@ def _draw_panel(axes: Axes, panel: Titled) -> None:
         axes.set_xlabel(of_what if window == 1 else f"{of_what} (lines: means of {window})")
         axes.set_ylabel(panel.unit)
         if pd.api.types.is_integer_dtype(data.index):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     elif _lies(data):
         if len(data) > MAX_FILES_AS_BARS:
             _draw_dots(axes, columns)
