@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from megatron_zero.analyze_tables import Titled, file_labels, is_by_file, step_of_path
 
@@ -115,14 +116,15 @@ def _lies(data: pd.DataFrame) -> bool:
 
 
 def _distinct_columns(data: pd.DataFrame) -> tuple[dict[str, pd.Series], list[str]]:
-    """Columns by label, equal ones together; and the names of those that are 0 throughout."""
+    """Columns by label, equal ones together; and the names of those with nothing to see."""
     labels: list[list[str]] = []
     values: list[pd.Series] = []
     absent = []
     for name in data.columns:
         column = data[name]
         if not column.fillna(0).any():
-            absent.append(str(name))
+            what = "none" if column.isna().all() else "0 throughout"
+            absent.append(f"{name}: {what}")
             continue
         same = [i for i, other in enumerate(values) if _are_equal(column, other)]
         if same:
@@ -140,7 +142,8 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _are_equal(first: pd.Series, second: pd.Series) -> bool:
-    return bool(np.allclose(first, second, rtol=1e-9, atol=1e-12, equal_nan=True))
+    # a run's own advantages were float32; nobody sees a difference of 1e-5 in a figure
+    return bool(np.allclose(first, second, rtol=1e-5, atol=1e-12, equal_nan=True))
 
 
 def _draw_panel(axes: Axes, panel: Titled) -> None:
@@ -148,12 +151,15 @@ def _draw_panel(axes: Axes, panel: Titled) -> None:
     columns, absent = _distinct_columns(data)
     axes.set_title(panel.title)
     if not columns:  # all 0: the line or the bars at 0 are what there is to see
-        columns, absent = {_joined(absent): data[data.columns[0]].fillna(0)}, []
+        names = [str(name) for name in data.columns]
+        columns, absent = {_joined(names): data[data.columns[0]].fillna(0)}, []
     if _is_over_numbers(data):
         of_what = str(data.index.name).replace("_", " ")
         window = _draw_lines(axes, columns)
         axes.set_xlabel(of_what if window == 1 else f"{of_what} (lines: means of {window})")
         axes.set_ylabel(panel.unit)
+        if pd.api.types.is_integer_dtype(data.index):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     elif _lies(data):
         if len(data) > MAX_FILES_AS_BARS:
             _draw_dots(axes, columns)
@@ -175,9 +181,9 @@ def _draw_panel(axes: Axes, panel: Titled) -> None:
 def _add_legend(axes: Axes, absent: Sequence[str]) -> None:
     """Beside the axes, with the names of what is not drawn beneath."""
     handles, labels = axes.get_legend_handles_labels()
-    for name in absent:
+    for label in absent:
         handles.append(Line2D([], [], linestyle="none"))
-        labels.append(f"{name}: 0 throughout")
+        labels.append(label)
     axes.legend(
         handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=9
     )

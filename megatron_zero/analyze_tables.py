@@ -264,7 +264,7 @@ def analyze_bias(path: Path, *, progress: Callable[[str], None]) -> Report:
     config = load_config(run_dir.config)
     if not isinstance(config, RunConfig) or not files:
         raise ValueError(f"{path}: not a training run that has rollouts")
-    progress(f"reading the rollouts of {len(files)} steps")
+    progress(f"reading the rollouts of {len(files)} step{'s' if len(files) != 1 else ''}")
     rows = _rows_of(files, config)
     weighed = rows.dropna(subset=OBJECTIVES)  # not the steps that have no signal
     kinds = {"correct": rows.correct, "wrong": ~rows.correct, "truncated": rows.truncated}

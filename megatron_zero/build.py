@@ -13,7 +13,7 @@ from megatron_zero.config_io import Config
 from megatron_zero.convert.cost import attention_break_even
 from megatron_zero.convert.dist_checkpoint import is_checkpoint
 from megatron_zero.convert.families import family_for
-from megatron_zero.convert.hf_dir import local_directory, open_source, read_config
+from megatron_zero.convert.hf_dir import local_directory, open_source
 from megatron_zero.convert.mapping import Mapping
 from megatron_zero.convert.random_source import RandomSource
 from megatron_zero.convert.safetensors_io import write_hf_checkpoint
@@ -27,7 +27,8 @@ from megatron_zero.launch_args import progress
 from megatron_zero.model_files import (
     check_weights,
     complete_hf_config,
-    trained_config,
+    exported_config,
+    stored_corrections,
     write_model_files,
 )
 from megatron_zero.observability.environment import collect_environment
@@ -63,16 +64,18 @@ def start_run(
     source: Path | None = None
     if config.model.path:
         source = local_directory(config.model.path, "model.path", topology.host_group)
-    hf_config, notes = trained_config(hf_config, config.model, source)
+    corrections = stored_corrections(hf_config, config.model, source)
+    hf_config |= corrections.fields
     if topology.rank == 0:
-        for note in notes:
+        exported, notes = exported_config(hf_config, config.model)
+        for note in (*corrections.notes, *notes):
             print(f"note: {note}", flush=True)
     stop_ids = stop_token_ids(config.model, tokenizer, source)
     if topology.rank == 0:
         if source is not None:
             check_weights(config.model, hf_config, source)
         create_run_dir(config, resume=resume)
-        write_model_files(run_dir.model, config.model, hf_config, tokenizer, source, stop_ids)
+        write_model_files(run_dir.model, config.model, exported, tokenizer, source, stop_ids)
         print(f"stop tokens: {describe_stop_tokens(stop_ids, tokenizer)}", flush=True)
     dist.barrier(group=topology.host_group)
     return topology, run_dir, tokenizer, hf_config, stop_ids
@@ -93,7 +96,7 @@ def build_policy(
         directory = local_directory(config.model.path, "model.path", topology.host_group)
         source = directory
         if not is_checkpoint(directory):
-            source = open_source(directory, read_config(directory), config.model.dtype)
+            source = open_source(directory, hf_config, config.model.dtype)
     return Policy(
         mapping,
         source,

@@ -16,7 +16,7 @@ from megatron_zero.convert.families import family_for, mapping_for
 from megatron_zero.convert.fp8 import is_fp8_blocks
 from megatron_zero.convert.hf_dir import copy_carried_files, open_source, read_config
 from megatron_zero.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, SafetensorsSource
-from megatron_zero.convert.stored import NUM_MTP, folder_corrections
+from megatron_zero.convert.stored import NUM_MTP, Corrections, folder_corrections
 from megatron_zero.convert.to_hf import MegatronTensors
 from megatron_zero.data.stop_tokens import declare_stop_tokens
 from megatron_zero.hf_config import DTYPES, other_weights, read_hf_config, with_vocab_size
@@ -39,10 +39,10 @@ def complete_hf_config(model: ModelConfig, tokenizer: Any) -> dict[str, Any]:
     return {**family.defaults, **hf_config, "dtype": DTYPES[model.dtype]}
 
 
-def trained_config(
+def stored_corrections(
     hf_config: dict[str, Any], model: ModelConfig, source: Path | None
-) -> tuple[dict[str, Any], list[str]]:
-    """The config of the model that the policy is, and a sentence wherever the given one is not.
+) -> Corrections:
+    """Where the weights that a run starts from are not the model of their config.
 
     Args:
         source: the folder of `model.path`.
@@ -50,18 +50,30 @@ def trained_config(
     Raises:
         ValueError: the folder's files are damaged.
     """
-    trained, notes = dict(hf_config), []
-    if source is not None and model.init == "pretrained":
-        corrections = folder_corrections(hf_config, source)
-        trained |= corrections.fields
-        notes += corrections.notes
-    if trained.get(NUM_MTP):
-        notes.append(f"{NUM_MTP}={trained[NUM_MTP]}: these layers are not trained, nor exported")
-        trained[NUM_MTP] = 0
-    if is_fp8_blocks(trained.get("quantization_config")):
-        del trained["quantization_config"]
-        notes.append(f"weights in 8-bit blocks are trained, and exported, as {model.dtype}")
-    return trained, notes
+    if source is None or model.init != "pretrained":
+        return Corrections()
+    try:
+        return folder_corrections(hf_config, source)
+    except ValueError as error:
+        fail("model.path", model.path, str(error))
+
+
+def exported_config(
+    hf_config: dict[str, Any], model: ModelConfig
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of what a run exports and its engine holds, and a sentence about each difference.
+
+    Prediction layers are ignored by the policy, and 8-bit blocks dequantized when they are read.
+    """
+    exported, notes = dict(hf_config), []
+    if exported.get(NUM_MTP):
+        what = f"{NUM_MTP}={exported[NUM_MTP]}"
+        notes.append(f"{model.path}: {what}: these layers are not trained, nor exported")
+        exported[NUM_MTP] = 0
+    if is_fp8_blocks(exported.get("quantization_config")):
+        del exported["quantization_config"]
+        notes.append(f"{model.path}: 8-bit blocks are trained, and exported, as {model.dtype}")
+    return exported, notes
 
 
 def check_weights(model: ModelConfig, hf_config: dict[str, Any], source: Path) -> None:

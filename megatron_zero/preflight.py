@@ -12,7 +12,7 @@ from megatron_zero.checks import fail
 from megatron_zero.config import ModelConfig
 from megatron_zero.config_io import Config
 from megatron_zero.data.preflight import check_data_files
-from megatron_zero.hf_config import check_model_type, local_folder, read_hf_config
+from megatron_zero.hf_config import check_model_type, local_folder, other_weights, read_hf_config
 
 # Files of the tokenizers that transformers reads; a folder with none of them has none.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
@@ -88,7 +88,7 @@ def _check_weights(folder: Path, path: str) -> None:
     if not (folder / _WEIGHTS).is_file():
         if not index.is_file():
             valid = f"holds no weights: no {_WEIGHTS}, no {_INDEX}, no converted checkpoint"
-            fail("model.path", path, valid)
+            fail("model.path", path, f"{valid}{other_weights(folder)}")
         try:
             files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

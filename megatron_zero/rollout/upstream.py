@@ -34,9 +34,11 @@ def config_overrides(hf_config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@functools.cache
 def prepare_cpu_engine(tp_size: int) -> None:
-    """Replace what is wrong in vLLM on a CPU, in this process, before an engine is made."""
+    """Replace what is wrong in vLLM on a CPU, in this process, before an engine is made.
+
+    Each symbol once, however many engines there are: replaced twice, experts would be packed twice.
+    """
     _skip_memory_binding()
     if tp_size > 1:
         _name_shared_memory_by_job()
@@ -44,6 +46,7 @@ def prepare_cpu_engine(tp_size: int) -> None:
     _rotate_by_heads()
 
 
+@functools.cache
 def _pack_experts_at_every_load() -> None:
     """Let new weights of experts be packed as the first ones were.
 
@@ -69,6 +72,7 @@ def _pack_experts_at_every_load() -> None:
     UnquantizedFusedMoEMethod._setup_kernel = setup_kernel_and_pack
 
 
+@functools.cache
 def _rotate_by_heads() -> None:
     """Let queries that come as [tokens, heads, head size] be rotated right.
 
@@ -90,6 +94,7 @@ def _rotate_by_heads() -> None:
     RotaryEmbedding.forward_cpu = forward_flat_or_native
 
 
+@functools.cache
 def _skip_memory_binding() -> None:
     """Do not bind memory to the only node that there is: nothing but a warning comes of it.
 
@@ -100,6 +105,7 @@ def _skip_memory_binding() -> None:
         torch.ops._C.init_cpu_memory_env = lambda nodes: None
 
 
+@functools.cache
 def _name_shared_memory_by_job() -> None:
     """Keep two jobs of one machine, or one that was killed and its successor, apart.
 

@@ -105,6 +105,10 @@ def test_a_bar_of_height_0_is_said_to_be_0_and_a_missing_one_is_not() -> None:
     data = pd.DataFrame({"a": [0.0, 2.0], "b": [1.5, math.nan]}, index=["q1", "q2"])
     _, (axes,) = drawn(Titled(title="t", data=data, unit="u"))
     assert [text.get_text() for text in axes.texts] == ["0", "2", "1.5", ""]
+    data = pd.DataFrame({"a": [1, 2], "b": [math.nan, math.nan], "c": [0, 0]}, index=[1, 2])
+    _, (axes,) = drawn(Titled(title="t", data=data, unit="u"))
+    assert legend_names(axes) == ["a", "b: none", "c: 0 throughout"]
+    assert all(tick == int(tick) for tick in axes.get_xticks())
     nothing = pd.DataFrame({"a": [0.0, 0.0], "b": [0.0, 0.0]}, index=["q1", "q2"])
     _, (axes,) = drawn(Titled(title="t", data=nothing, unit="u"))
     assert [text.get_text() for text in axes.texts] == ["0", "0"]

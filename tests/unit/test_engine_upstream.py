@@ -2,6 +2,7 @@
 
 import pytest
 
+from megatron_zero.convert.families import family_for
 from megatron_zero.rollout.upstream import config_overrides
 from tests import families
 
@@ -16,7 +17,10 @@ def test_other_families_are_read_alike(name: str) -> None:
 def test_deepseek_v3_as_transformers_writes_it_is_routed_by_a_biased_sigmoid() -> None:
     config = families.config_of("deepseek_v3")
     assert "topk_method" not in config and "scoring_func" not in config
-    assert config_overrides(config) == {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    overrides = config_overrides(config)
+    assert overrides == {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+    # a run's model folder and its exports have them, for other programs that start vLLM
+    assert family_for(config).defaults.items() >= overrides.items()
 
 
 def test_greedy_choice_of_experts_knows_no_groups() -> None:

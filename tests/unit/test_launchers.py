@@ -226,7 +226,7 @@ def test_a_bucket_is_for_one_node(launch, capsys) -> None:
 
 
 def test_every_recipe_asks_skypilot_for_what_it_knows(launch) -> None:
-    # `sky show-gpus -a`, as its documentation lists them, and the newer Blackwell cards
+    # its canonical names, as of SkyPilot 0.14
     known = {"A100", "A100-80GB", "H100", "H200", "B200", "B300"}
     words = ["--executor", "skypilot", *STORAGE_OF["skypilot"]]
     for recipe in RECIPES:

@@ -107,6 +107,11 @@ def shards(path: Path) -> None:
         ("tokenizer.json", lambda p: p.write_text("{"), "tokenizer.json cannot be read"),
         ("tokenizer.json", lambda p: p.write_text("{}"), "tokenizer.json is no tokenizer"),
         ("model.safetensors", Path.unlink, "holds no weights"),
+        (
+            "model.safetensors",
+            lambda p: p.rename(p.with_name("pytorch_model.bin")),
+            "no converted checkpoint, but pytorch_model.bin: pickled weights are not read: load",
+        ),
         ("model.safetensors", shards, "lacks model-00001-of-00001.safetensors"),
         ("model.safetensors", truncate, "is damaged or not complete"),
         ("model.safetensors", lambda p: p.write_bytes(b"\0" * 64), "model.safetensors is damaged"),

@@ -19,7 +19,7 @@ from megatron_zero.convert.command_line import run
 from megatron_zero.convert.finite import check_finite
 from megatron_zero.convert.hf_dir import open_source, read_config
 from megatron_zero.convert.safetensors_io import INDEX_NAME, write_hf_checkpoint
-from megatron_zero.model_files import check_weights, check_weights_for_engine
+from megatron_zero.model_files import check_weights, check_weights_for_engine, stored_corrections
 
 FILE = "model-00004-of-00008.safetensors"
 TENSOR = "model.layers.0.mlp.up_proj.weight"  # in that file
@@ -171,6 +171,16 @@ def test_what_is_damaged_is_named_at_the_start(
     error = capsys.readouterr().err
     assert re.search(said, error) and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("spoil", [both, index_broken, missing_shard])
+def test_it_is_a_users_mistake_wherever_it_is_found_first(hf: Path, spoil: Callable) -> None:
+    """Also where the tensors' names are read to see which model they are."""
+    model = ModelConfig(path=str(hf))
+    stored_corrections(qwen2_config(), model, hf)
+    spoil(hf)
+    said = refusal(lambda: stored_corrections(qwen2_config(), model, hf))
+    assert said == refusal(lambda: check_weights(model, qwen2_config(), hf))
 
 
 @pytest.mark.parametrize("model_type", ["gemma9", "qwen2"])

@@ -128,6 +128,16 @@ def test_resumed_equals_uninterrupted(size, num_per_step, seed, before, shuffle)
     assert resumed.state_dict() == whole.state_dict()
 
 
+@given(size=SIZES, num_per_step=SIZES, seed=SEEDS, before=st.integers(0, 12), shuffle=st.booleans())
+def test_what_is_peeked_at_is_dealt_out_all_the_same(size, num_per_step, seed, before, shuffle):
+    cursor = PromptCursor(make_prompts(size), num_per_step, seed, shuffle)
+    deal(cursor, before)
+    state = cursor.state_dict()
+    peeked = cursor.peek(2 * num_per_step)  # over the end of an epoch, often
+    assert cursor.state_dict() == state
+    assert peeked == cursor.next_batch() + cursor.next_batch()
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = {
         tuple(order)
