@@ -30,6 +30,7 @@ _INTERVAL_S = 2.0
 _DONE = b"done"
 _FIRST = "first"  # of the failures of a job
 _ANSWER_S = 10.0  # of the store
+_HEARD_S = 20.0  # for hosts that have joined and still import
 
 
 def watch_hosts(max_silence_s: float) -> None:
@@ -124,11 +125,19 @@ def watch_failures() -> None:
 def first_failure(failure: Failure) -> Failure:
     """Tell all hosts of a failure; returns the first one of the job, which caused the others.
 
-    The failure itself where the store does not answer any more.
+    The failure itself where the store does not answer any more. The store ends with the
+    host that keeps it, so each waits for the others to hear of it, but not for ever.
     """
     with contextlib.suppress(dist.DistError):
+        store = _failure_store()
         text = json.dumps(dataclasses.asdict(failure))
-        return Failure(**json.loads(_failure_store().compare_set(_FIRST, "", text)))
+        first = Failure(**json.loads(store.compare_set(_FIRST, "", text)))
+        store.set(f"heard/{os.environ['GROUP_RANK']}", _DONE)
+        everyone = [f"heard/{other}" for other in range(num_hosts())]
+        end = time.monotonic() + _HEARD_S
+        while not store.check(everyone) and time.monotonic() < end:
+            time.sleep(_INTERVAL_S / 4)
+        return first
     return failure
 
 
