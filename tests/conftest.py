@@ -29,7 +29,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """The table of layouts, each against one process; and of engine against policy."""
     outcomes = [terminalreporter.stats.get(outcome, []) for outcome in ("passed", "failed")]
     properties = [dict(report.user_properties) for reports in outcomes for report in reports]
-    rows = [row for row in properties if "layout" in row]
+    rows = [row["layout"] for row in properties if "layout" in row]
     if rows:
         terminalreporter.write_sep("-", "relative error against one process")
         terminalreporter.write_line(f"{'layout':44}ranks     loss  gradients    weights")

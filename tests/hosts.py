@@ -5,6 +5,7 @@ on a cluster too. Needs root (or the capabilities to make namespaces).
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 SUBNET = "10.79.{job}.{host}"
+_numbers = itertools.count()
 
 
 class Hosts:
@@ -20,8 +22,11 @@ class Hosts:
     def __init__(self, directory: Path, num_hosts: int) -> None:
         self.names = [f"host{i}" for i in range(num_hosts)]
         self._job = os.getpid() % 250
-        self._prefix = f"mz{os.getpid()}"
-        self._bridge = f"mzb{os.getpid()}"
+        # The kernel takes namespaces down later than it says: no name is used twice. It allows 15
+        # characters.
+        number = next(_numbers)
+        self._prefix = f"mz{os.getpid()}n{number}"
+        self._bridge = f"mzb{os.getpid()}n{number}"
         self._hosts_file = directory / "hosts"
         lines = ["127.0.0.1 localhost"]
         lines += [f"{self.address(i)} {name}" for i, name in enumerate(self.names)]
@@ -45,6 +50,7 @@ class Hosts:
 
     def __exit__(self, *exception: object) -> None:
         for i in range(len(self.names)):
+            subprocess.run(["ip", "link", "del", f"{self._prefix}c{i}"], check=False)
             subprocess.run(["ip", "netns", "del", f"{self._prefix}-{i}"], check=False)
         subprocess.run(["ip", "link", "del", self._bridge], check=False)
 

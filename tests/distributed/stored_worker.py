@@ -27,7 +27,7 @@ def begin_and_export(runs_dir: Path, model: Path) -> None:
         model=ModelConfig(path=str(model), tokenizer="characters", dtype="fp32"),
         documents=DocumentsConfig(sequence_length=32),
     )
-    topology, run_dir, _, hf_config = build.start_run(config, resume=False)
+    topology, run_dir, _, hf_config, _ = build.start_run(config, resume=False)
     policy = build.build_policy(
         config, hf_config, topology, objective=next_token_objective, num_optimizer_steps=1
     )
@@ -39,6 +39,7 @@ def drawn_from_disk(model: Path) -> list[list[list[float]]]:
         str(model),
         RolloutConfig(kv_cache_gib=0.05),
         tokenizer=str(model),
+        stop_token_ids=[1],  # of the character tokenizer
         dtype="fp32",
         max_model_len=64,
         rank=0,
