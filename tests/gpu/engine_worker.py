@@ -43,7 +43,7 @@ def main() -> None:
     memory = {"policy": used_gib()}
     state_gib = sum(t.numel() * 16 for chunk in policy.chunks for t in chunk.parameters()) / 2**30
     engine = VllmEngine(
-        files := model_files(tied=False),
+        files := model_files(tiny.hf_config(tied=False)),
         RolloutConfig(gpu_memory_utilization=0.2, enforce_eager=True),
         tokenizer=files,
         stop_token_ids=STOP_IDS,
