@@ -66,7 +66,7 @@ class BenchmarkRun:
             check_weights_for_engine(config.model, read_config(self.directory), self.directory)
             tokenizer = load_tokenizer(config.model)
             written = read_config(self.directory)
-            if self.group.rank() == 0:  # the engine finds out by itself, but is quiet about it
+            if self.group.rank() == 0:  # the engine finds out by itself; its words are dropped
                 for note in folder_corrections(written, self.directory).notes:
                     print(f"note: {note}", flush=True)
             hf_config = AutoConfig.from_pretrained(self.directory, trust_remote_code=False)

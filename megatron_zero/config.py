@@ -169,6 +169,11 @@ class OptimizerConfig:
 # Of `MismatchConfig`, by `model.dtype`: what was measured is in docs/engine_mismatch.md.
 MAX_KL = {"fp32": 1e-6, "bf16": 0.02}
 MAX_FIRST_KL = {"fp32": 1e-8, "bf16": 0.005}
+# Of engine and policy that disagree by more: what is said then.
+MISMATCH_REASONS = (
+    "Wrong weights in the engine, another dtype or other kernels are the usual reasons; where few "
+    "tokens are far off and the others hardly, a router whose choice of experts rounding has turned"
+)
 
 
 @dataclass(**CONFIG_OPTIONS)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megatron_zero.batching import Packing, build_pass
+from megatron_zero.config import MISMATCH_REASONS
 from megatron_zero.determinism import derive_seed
 from megatron_zero.losses import kl_estimate
 from megatron_zero.rollout.engine import SamplingSettings
@@ -101,6 +102,5 @@ def compare(
         f"them are above it by themselves; {largest}, at token {t + 1} of "
         f"{len(response.token_ids)} of the response to prompt {prompt.index} of {prompt.source!r} "
         f"(token id {response.token_ids[t]}, engine {response.engine_index}: {engine[worst]:.4f}, "
-        f"policy: {policy[worst]:.4f}). Nothing was trained. Wrong weights in the engine, another "
-        f"dtype or other kernels are the usual reasons."
+        f"policy: {policy[worst]:.4f}). Nothing was trained. {MISMATCH_REASONS}."
     )

@@ -78,6 +78,11 @@ LOGGED = (
         "it has none, only a table that is computed; the sync checks that nothing else is missing",
     ),
     Known(
+        "vllm.model_executor.model_loader.weight_tying",
+        "The config for .* says the word embeddings are tied",
+        "`eval` says the same, and what follows from it: convert.stored",
+    ),
+    Known(
         "vllm.triton_utils.dispatcher",
         r"Kernel [\w.]+ is already registered",
         "the second engine of a process registers what the first one did",

@@ -9,7 +9,7 @@ and runs this same program. There is no driver.
 import logging
 from collections.abc import Sequence
 
-from megatron_zero.config import RunConfig
+from megatron_zero.config import MISMATCH_REASONS, RunConfig
 from megatron_zero.launch_args import job, progress, run_rank
 
 logger = logging.getLogger(__name__)
@@ -113,9 +113,9 @@ def check_mismatch(metrics: dict[str, float], max_kl: float, *, step: int) -> No
     if not kl <= max_kl:
         raise RuntimeError(
             f"step {step}: engine and policy disagree on the sampled tokens: mismatch/kl={kl:.3g} "
-            f"(largest difference of a logprob {metrics['mismatch/max_abs']:.3g}) is above "
-            f"mismatch.max_kl={max_kl}; nothing was updated. Wrong weights in the engine, "
-            f"another dtype or other kernels are the usual reasons."
+            f"(difference of a logprob: mean {metrics['mismatch/mean_abs']:.3g}, largest "
+            f"{metrics['mismatch/max_abs']:.3g}) is above mismatch.max_kl={max_kl}; nothing was "
+            f"updated. {MISMATCH_REASONS}."
         )
 
 

@@ -13,7 +13,7 @@ from megatron_zero.convert.finite import FiniteSource
 from megatron_zero.convert.fp8 import DequantizedSource, is_fp8_blocks
 from megatron_zero.convert.safetensors_io import SafetensorsSource
 from megatron_zero.convert.sources import TensorSource
-from megatron_zero.hf_config import local_folder
+from megatron_zero.hf_config import local_folder, newest_export
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 HF_FILES = "hf_files.json"  # in a Megatron directory: the original's files and their tensors
@@ -68,7 +68,12 @@ def local_directory(
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The `config.json` of a directory. Raises `ValueError` if it is missing or no object."""
-    return read_json_object(directory / "config.json")
+    path = directory / "config.json"
+    if not path.is_file():
+        export = newest_export(directory)
+        hint = f"; did you mean {export}?" if export else ""
+        raise UserError(f"{directory} has no config.json{hint}")
+    return read_json_object(path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -78,7 +78,10 @@ class SignalWatch:
         """What has happened in the last steps, and the likely reasons."""
         steps = len(self._stretch)
         last = "the last step" if steps == 1 else f"the last {steps} steps"
-        what = f"warning: nothing could be learned in {last}: no group of responses had a signal"
+        why = "no group of responses had a signal"
+        if any(step["reward/no_signal_frac"] < 1 for step in self._stretch):
+            why = "no response earned anything, only penalties were trained on"
+        what = f"warning: nothing could be learned in {last}: {why}"
         return "\n  ".join([what, *self._explanation(self._stretch)])
 
     def summary(self) -> str:

@@ -54,6 +54,9 @@ def test_messages_of_loggers():
     layerwise = "vllm.model_executor.model_loader.reload.layerwise"
     assert not passes(layerwise, "%s: Failed to load weights", "RotaryEmbedding")
     assert passes(layerwise, "%s: Failed to load weights", "FusedMoE")
+    tying = "vllm.model_executor.model_loader.weight_tying"
+    assert not passes(tying, "The config for %s says the word embeddings are tied, but", "model")
+    assert passes(tying, "Re-tying %s", "lm_head")
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,14 @@ def test_rollout_metrics_by_hand() -> None:
 
 
 def test_the_mismatch_bound_holds_at_the_bound_and_for_nan() -> None:
-    check_mismatch({"mismatch/kl": 0.01, "mismatch/max_abs": 0.1}, 0.01, step=3)
+    differences = {"mismatch/mean_abs": 2e-7, "mismatch/max_abs": 0.1}
+    check_mismatch({"mismatch/kl": 0.01, **differences}, 0.01, step=3)
     for kl in (0.0100001, float("nan"), float("inf")):
-        with pytest.raises(RuntimeError, match=r"step 3: .*mismatch\.max_kl=0\.01"):
-            check_mismatch({"mismatch/kl": kl, "mismatch/max_abs": 0.1}, 0.01, step=3)
+        with pytest.raises(RuntimeError, match=r"step 3: .*mismatch\.max_kl=0\.01") as error:
+            check_mismatch({"mismatch/kl": kl, **differences}, 0.01, step=3)
+        # one token of many: what turned a router's choice, not wrong weights
+        assert "difference of a logprob: mean 2e-07, largest 0.1" in str(error.value)
+        assert "a router whose choice of experts rounding has turned" in str(error.value)
 
 
 def run_config(**parallel: int) -> RunConfig:

@@ -119,3 +119,16 @@ def test_a_run_and_its_export_have_every_chat_template(tmp_path: Path, given: st
     settings = transformers.GenerationConfig.from_pretrained(tmp_path / "export")
     assert settings.eos_token_id == [1, 7] and settings.top_k == 20
     assert SafetensorsSource(tmp_path / "export").names()
+
+
+def test_a_run_is_converted_by_its_export_and_says_which(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    export = run / "hf" / "step_000020"
+    export.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (export / "config.json").touch()
+    with pytest.raises(ValueError, match=r"run has no config\.json; did you mean .*step_000020\?"):
+        hf_to_megatron(run, tmp_path / "out", progress=False)
+    (export / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"run has no config\.json$"):
+        hf_to_megatron(run, tmp_path / "out", progress=False)

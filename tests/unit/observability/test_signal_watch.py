@@ -47,6 +47,18 @@ def test_it_warns_once_per_stretch() -> None:
     assert observed.summary() == "no signal in 10 of 12 steps"
 
 
+def test_penalties_that_are_trained_on_alone_are_told_from_no_signal() -> None:
+    observed = watch()
+    for no_signal in (1.0, 0.125, 1.0):  # nothing is correct; long responses lose something
+        observed.observe(step(no_signal=no_signal))
+    assert "no response earned anything, only penalties were trained on" in observed.warning()
+    assert "no group" not in observed.warning()
+    silent = watch()
+    for _ in range(3):
+        silent.observe(step())
+    assert "no group of responses had a signal" in silent.warning()
+
+
 def test_a_resumed_run_goes_on_counting() -> None:
     steps = [{"eval/a/accuracy": 0.5}, GOOD, *[step()] * 6]
     for stop in range(len(steps)):
