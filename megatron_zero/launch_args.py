@@ -17,19 +17,20 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_zero.checks import UserError
-from megatron_zero.config import replace
+from megatron_zero.config import RunConfig, replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
 from megatron_zero.failures import Failure, find_causes_by, reported, user_errors
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
+from megatron_zero.observability.run_dir import check_startable, create_run_dir
 from megatron_zero.preflight import check_files
 from megatron_zero.quiet import hush
 
@@ -118,11 +119,7 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
             find_causes_by(_first_of_all_hosts)
         with user_errors():
             args = parse_args(kind, sys.argv[1:] if argv is None else argv)
-            hf_config = read_hf_config(args.config.model)
-            check_layout(args.config, hf_config, world_size(), node_size())
-            check_once_per_node(args.config)
-            if kind == "train" and not count_gpus():
-                check_cpu_engine(args.config.model, hf_config)
+            check_on_rank(args.config, resume=args.resume)
         progress("importing torch")
         run(args.config, resume=args.resume)
 
@@ -133,10 +130,36 @@ def _first_of_all_hosts(failure: Failure) -> Failure:
     return first_failure(failure)
 
 
-def check_once_per_node(config: Config) -> None:
-    """`check_files` by the first process of each machine, where no launcher has done it."""
-    if _CHECKED not in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
-        check_files(config)
+def check_on_rank(config: Config, *, resume: bool) -> None:
+    """Everything that can be wrong with a run, by a process of its job, before torch is imported.
+
+    Where no launcher has done it, the first process of each machine looks at the files, and the
+    first of all makes the run directory.
+
+    Raises:
+        ValueError: a setting, file, model or run directory that cannot work.
+    """
+    hf_config = read_hf_config(config.model)
+    check_layout(config, hf_config, world_size(), node_size())
+    check_engine(config, hf_config)
+    if _CHECKED in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    is_first = os.environ.get("RANK", "0") == "0"
+    if is_first:
+        check_startable(config.run_dir, resume=resume)
+    check_files(config)
+    if is_first:
+        create_run_dir(config, resume=resume)
+
+
+def check_engine(config: Config, hf_config: Mapping[str, Any]) -> None:
+    """Refuse a model that the engine of this machine lacks the kernels for; pretraining has none.
+
+    Raises:
+        ValueError: see `layout.check_cpu_engine`.
+    """
+    if isinstance(config, RunConfig) and not count_gpus():
+        check_cpu_engine(config.model, hf_config)
 
 
 def is_launched() -> bool:
