@@ -23,10 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_zero.checks import UserError
+from megatron_zero.checks import UserError, fail
 from megatron_zero.config import RunConfig, replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
-from megatron_zero.failures import Failure, find_causes_by, reported, user_errors
+from megatron_zero.failures import (
+    Failure,
+    find_causes_by,
+    is_in_job,
+    rank_of_job,
+    reported,
+    user_errors,
+)
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
@@ -115,7 +122,7 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
         argv: None: the process's own.
     """
     with reported():
-        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        if is_launched() and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
             find_causes_by(_first_of_all_hosts)
         with user_errors():
             args = parse_args(kind, sys.argv[1:] if argv is None else argv)
@@ -142,9 +149,9 @@ def check_on_rank(config: Config, *, resume: bool) -> None:
     hf_config = read_hf_config(config.model)
     check_layout(config, hf_config, world_size(), node_size())
     check_engine(config, hf_config)
-    if _CHECKED in os.environ or os.environ.get("LOCAL_RANK", "0") != "0":
+    if _CHECKED in os.environ or (is_launched() and os.environ["LOCAL_RANK"] != "0"):
         return
-    is_first = os.environ.get("RANK", "0") == "0"
+    is_first = not rank_of_job()
     if is_first:
         check_startable(config.run_dir, resume=resume)
     check_files(config)
@@ -166,11 +173,12 @@ def is_launched() -> bool:
     """Whether torchrun, or something that sets the same variables, started this process.
 
     Raises:
-        UserError: some of the variables are set and others are not: left over, most likely.
+        UserError: some of the variables are set and others are not: left over, most likely; or
+            there is no such rank.
     """
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" not in env and not ("LOCAL_RANK" in env and "WORLD_SIZE" in env):
+    if not is_in_job():
         return False
+    env = os.environ
     is_number = {name: env.get(name, "").isdecimal() for name in JOB_VARIABLES}
     is_number["MASTER_ADDR"] = bool(env.get("MASTER_ADDR"))
     wrong = [name for name, right in is_number.items() if not right]
@@ -181,6 +189,8 @@ def is_launched() -> bool:
             f"environment: {there}, as in a process of a job, but {', '.join(wrong)} missing or "
             f"no number; if they are left over from something else, unset {' '.join(names)}"
         )
+    if rank_of_job() is None:
+        fail("RANK", int(env["RANK"]), f"must be below WORLD_SIZE={env['WORLD_SIZE']}")
     return True
 
 
@@ -253,12 +263,12 @@ def _own_store() -> Any:
 
 def node_size() -> int:
     """Of those, how many run on this machine, as torchrun says; all when nothing does."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_launched() else 1
 
 
 def progress(phase: str) -> None:
     """On the first rank, a line before what may take long, with the seconds since its start."""
-    if os.environ.get("RANK", "0") == "0":
+    if not rank_of_job():
         print(f"[{time.monotonic() - _START:5.1f} s] {phase} ...", flush=True)
 
 
