@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +159,7 @@ def check_on_rank(config: Config, *, resume: bool) -> None:
         create_run_dir(config, resume=resume)
 
 
-def check_engine(config: Config, hf_config: Mapping[str, Any]) -> None:
+def check_engine(config: Config, hf_config: dict[str, Any]) -> None:
     """Refuse a model that the engine of this machine lacks the kernels for; pretraining has none.
 
     Raises:
