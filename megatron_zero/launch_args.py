@@ -6,8 +6,7 @@ mistake is reported in less time than importing torch takes.
 
     with user_errors():
         args = parse_args("train", argv)
-        check_layout(args.config, read_hf_config(args.config.model), world_size())
-        check_files(args.config)
+        check_on_rank(args.config, resume=args.resume)
 """
 
 import argparse
