@@ -55,6 +55,8 @@ def reported() -> Iterator[None]:
     except UserError as error:
         end(str(error), MISTAKE)
     except KeyboardInterrupt:
+        if rank_of_job() is None:  # of a job torchrun says so, once
+            print("ended by SIGINT", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:  # the last place where it can be told whose it was
         end(crash_sentence(error), CRASH, traceback.format_exc())

@@ -42,9 +42,15 @@ def test_a_mistake_is_one_line_and_a_crash_keeps_its_traceback(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback") and lines[-1] == "error: ValueError: deep down"
     assert status_of(KeyError("k")) == 1
-    with pytest.raises(SystemExit) as caught, failures.reported():
-        raise KeyboardInterrupt
-    assert caught.value.code == 130
+
+
+def test_ctrl_c_is_said_once(monkeypatch, capsys):
+    for spoken in ("ended by SIGINT\n", ""):
+        with pytest.raises(SystemExit) as caught, failures.reported():
+            raise KeyboardInterrupt
+        assert caught.value.code == 130
+        assert capsys.readouterr().err == spoken
+        be_rank(monkeypatch, 0)  # of a job torchrun says it
 
 
 @pytest.mark.parametrize(("rank", "spoken"), [(None, "error: no\n"), (0, "error: no\n"), (1, "")])
