@@ -23,11 +23,12 @@ from megatron_zero.launch_args import (
     COMMANDS,
     LaunchArgs,
     become_torchrun,
+    check_engine,
     count_gpus,
     is_launched,
     parse_args,
 )
-from megatron_zero.layout import check_cpu_engine, check_layout
+from megatron_zero.layout import check_layout
 from megatron_zero.observability.run_dir import RunDir, check_startable, create_run_dir
 from megatron_zero.preflight import check_files
 
@@ -82,9 +83,8 @@ def _launch(kind: str, args: LaunchArgs) -> None:
     hf_config = read_hf_config(config.model)
     check_layout(config, hf_config, nproc)
     check_startable(config.run_dir, resume=args.resume)
+    check_engine(config, hf_config)
     check_files(config)
-    if kind == "train" and not count_gpus():
-        check_cpu_engine(config.model, hf_config)
     if args.resume:
         _report_changes(config)
     create_run_dir(config, resume=args.resume)

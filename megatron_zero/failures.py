@@ -55,6 +55,8 @@ def reported() -> Iterator[None]:
     except UserError as error:
         end(str(error), MISTAKE)
     except KeyboardInterrupt:
+        if rank_of_job() is None:  # of a job torchrun says so, once
+            print("ended by SIGINT", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:  # the last place where it can be told whose it was
         end(crash_sentence(error), CRASH, traceback.format_exc())
@@ -87,27 +89,45 @@ def tell(sentence: str, status: int, trace: str = "") -> None:
     A mistake is usually found by every rank at the same place: of those that print, the first one
     speaks. A crash says which rank it was.
     """
-    rank = os.environ.get("RANK", "")
+    rank = rank_of_job()
     failure = Failure(
         status=status,
         sentence=sentence,
         traceback=trace,
-        rank=int(rank or 0),
+        rank=rank or 0,
         host=socket.gethostname(),
         time_s=time.time(),
     )
     for find_cause in _cause_finders:
         failure = find_cause(failure)
-    if rank and _FILE in os.environ:
+    if rank is not None and _FILE in os.environ:
         _write(failure)
         if TOLD_BY_TORCHRUN in os.environ:
             return
-    if failure.status == MISTAKE and rank not in ("", "0"):
+    if failure.status == MISTAKE and rank:
         return
     sys.stdout.flush()
-    told_by = f"rank {failure.rank} ({failure.host}): "
-    name = told_by if rank and failure.status != MISTAKE else ""
+    name = ""
+    if failure.status != MISTAKE and rank is not None:
+        name = f"rank {failure.rank} ({failure.host}): "
     print(f"{failure.traceback}error: {name}{failure.sentence}", file=sys.stderr, flush=True)
+
+
+def is_in_job() -> bool:
+    """Whether the environment is that of a process of a job, complete or not."""
+    names = os.environ
+    return "TORCHELASTIC_RUN_ID" in names or ("LOCAL_RANK" in names and "WORLD_SIZE" in names)
+
+
+def rank_of_job() -> Optional[int]:
+    """The rank of a process of a job; None of any other, where a RANK is left over from something.
+
+    A process that took it for its own would leave the word to a first rank that does not exist.
+    """
+    rank, world_size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if not is_in_job() or not rank.isdecimal() or not world_size.isdecimal():
+        return None
+    return int(rank) if int(rank) < int(world_size) else None
 
 
 def _write(failure: Failure) -> None:

@@ -6,8 +6,7 @@ mistake is reported in less time than importing torch takes.
 
     with user_errors():
         args = parse_args("train", argv)
-        check_layout(args.config, read_hf_config(args.config.model), world_size())
-        check_files(args.config)
+        check_on_rank(args.config, resume=args.resume)
 """
 
 import argparse
@@ -23,13 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_zero.checks import UserError
-from megatron_zero.config import replace
+from megatron_zero.checks import UserError, fail
+from megatron_zero.config import RunConfig, replace
 from megatron_zero.config_io import Config, Recipes, known_recipes, resolve
-from megatron_zero.failures import Failure, find_causes_by, reported, user_errors
+from megatron_zero.failures import (
+    Failure,
+    find_causes_by,
+    is_in_job,
+    rank_of_job,
+    reported,
+    user_errors,
+)
 from megatron_zero.hf_config import read_hf_config
 from megatron_zero.layout import check_cpu_engine, check_layout
 from megatron_zero.objective import PRESETS
+from megatron_zero.observability.run_dir import check_startable, create_run_dir
 from megatron_zero.preflight import check_files
 from megatron_zero.quiet import hush
 
@@ -114,15 +121,11 @@ def run_rank(kind: str, argv: Sequence[str] | None, run: Callable[..., None]) ->
         argv: None: the process's own.
     """
     with reported():
-        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        if is_launched() and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
             find_causes_by(_first_of_all_hosts)
         with user_errors():
             args = parse_args(kind, sys.argv[1:] if argv is None else argv)
-            hf_config = read_hf_config(args.config.model)
-            check_layout(args.config, hf_config, world_size(), node_size())
-            check_once_per_node(args.config)
-            if kind == "train" and not count_gpus():
-                check_cpu_engine(args.config.model, hf_config)
+            check_on_rank(args.config, resume=args.resume)
         progress("importing torch")
         run(args.config, resume=args.resume)
 
@@ -133,21 +136,48 @@ def _first_of_all_hosts(failure: Failure) -> Failure:
     return first_failure(failure)
 
 
-def check_once_per_node(config: Config) -> None:
-    """`check_files` by the first process of each machine, where no launcher has done it."""
-    if _CHECKED not in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
-        check_files(config)
+def check_on_rank(config: Config, *, resume: bool) -> None:
+    """Everything that can be wrong with a run, by a process of its job, before torch is imported.
+
+    Where no launcher has done it, the first process of each machine looks at the files, and the
+    first of all makes the run directory.
+
+    Raises:
+        ValueError: a setting, file, model or run directory that cannot work.
+    """
+    hf_config = read_hf_config(config.model)
+    check_layout(config, hf_config, world_size(), node_size())
+    check_engine(config, hf_config)
+    if _CHECKED in os.environ or (is_launched() and os.environ["LOCAL_RANK"] != "0"):
+        return
+    is_first = not rank_of_job()
+    if is_first:
+        check_startable(config.run_dir, resume=resume)
+    check_files(config)
+    if is_first:
+        create_run_dir(config, resume=resume)
+
+
+def check_engine(config: Config, hf_config: dict[str, Any]) -> None:
+    """Refuse a model that the engine of this machine lacks the kernels for; pretraining has none.
+
+    Raises:
+        ValueError: see `layout.check_cpu_engine`.
+    """
+    if isinstance(config, RunConfig) and not count_gpus():
+        check_cpu_engine(config.model, hf_config)
 
 
 def is_launched() -> bool:
     """Whether torchrun, or something that sets the same variables, started this process.
 
     Raises:
-        UserError: some of the variables are set and others are not: left over, most likely.
+        UserError: some of the variables are set and others are not: left over, most likely; or
+            there is no such rank.
     """
-    env = os.environ
-    if "TORCHELASTIC_RUN_ID" not in env and not ("LOCAL_RANK" in env and "WORLD_SIZE" in env):
+    if not is_in_job():
         return False
+    env = os.environ
     is_number = {name: env.get(name, "").isdecimal() for name in JOB_VARIABLES}
     is_number["MASTER_ADDR"] = bool(env.get("MASTER_ADDR"))
     wrong = [name for name, right in is_number.items() if not right]
@@ -158,6 +188,8 @@ def is_launched() -> bool:
             f"environment: {there}, as in a process of a job, but {', '.join(wrong)} missing or "
             f"no number; if they are left over from something else, unset {' '.join(names)}"
         )
+    if rank_of_job() is None:
+        fail("RANK", int(env["RANK"]), f"must be below WORLD_SIZE={env['WORLD_SIZE']}")
     return True
 
 
@@ -230,12 +262,12 @@ def _own_store() -> Any:
 
 def node_size() -> int:
     """Of those, how many run on this machine, as torchrun says; all when nothing does."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if is_launched() else 1
 
 
 def progress(phase: str) -> None:
     """On the first rank, a line before what may take long, with the seconds since its start."""
-    if os.environ.get("RANK", "0") == "0":
+    if not rank_of_job():
         print(f"[{time.monotonic() - _START:5.1f} s] {phase} ...", flush=True)
 
 

@@ -37,9 +37,7 @@ from nemo_run.config import get_nemorun_home
 from megatron_zero.config import PretrainConfig, RunConfig
 from megatron_zero.config_io import Config, kind_of, resolve
 from megatron_zero.failures import reported, user_errors
-from megatron_zero.hf_config import read_hf_config
-from megatron_zero.launch_args import check_once_per_node, node_size, world_size
-from megatron_zero.layout import check_layout
+from megatron_zero.launch_args import check_on_rank
 from recipes import EXPERIMENTS, RECIPES
 from recipes.hardware import Hardware
 from recipes.jobs import Job, environment_of, jobs_of, mounts_of, storage_of
@@ -225,7 +223,7 @@ class RecipeContext(RunContext):
 @run.cli.entrypoint(namespace="megatron_zero", run_ctx_cls=RecipeContext)
 def train(config: RunConfig, resume: bool = False) -> None:
     """`nemo megatron_zero train config=quickstart config.num_steps=3`: one run."""
-    with checked(config):
+    with checked(config, resume=resume):
         from megatron_zero import train as program
 
         program.train(config, resume=resume)
@@ -234,20 +232,18 @@ def train(config: RunConfig, resume: bool = False) -> None:
 @run.cli.entrypoint(namespace="megatron_zero", run_ctx_cls=RecipeContext)
 def pretrain(config: PretrainConfig, resume: bool = False) -> None:
     """`nemo megatron_zero pretrain config=quickstart_base`: a next-token run."""
-    with checked(config):
+    with checked(config, resume=resume):
         from megatron_zero import pretrain as program
 
         program.pretrain(config, resume=resume)
 
 
 @contextmanager
-def checked(config: Config) -> "Iterator[None]":
+def checked(config: Config, *, resume: bool) -> "Iterator[None]":
     """Around a run: what can be wrong with it is checked and reported as `megatron-zero` does."""
     with reported():
         with user_errors():
-            hf_config = read_hf_config(config.model)
-            check_layout(config, hf_config, world_size(), node_size())
-            check_once_per_node(config)
+            check_on_rank(config, resume=resume)
         yield
 
 

@@ -109,9 +109,10 @@ def _list_of_objects(path: Path, text: str, setting: str) -> Records:
     if position == len(text):
         fail(setting, str(path), "holds no records")
     if text[position] != "[":
-        _decode(path, text, position, number, setting)  # refuses what is no JSON at all
-        valid = "must be a list of objects, or hold an object per line"
-        fail(setting, str(path), valid)
+        value, _ = _decode(path, text, position, number, setting)  # refuses what is no JSON at all
+        found = "a single object" if isinstance(value, dict) else type(value).__name__
+        valid = "must be a list of objects, or hold several, one per line"
+        fail(setting, str(path), f"holds {found}: {valid}")
     is_first = True
     while text[position : position + 1] != "]":
         start = _SPACE.match(text, position + 1).end()

@@ -12,6 +12,7 @@ Limits, besides the wall clock that the pool keeps: address space above what the
 its start, and the life of the parent.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -52,4 +53,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    # an end of the pool while it replies is how it is stopped, and no error
+    with contextlib.suppress(BrokenPipeError):
+        main(sys.argv[1:])

@@ -155,6 +155,7 @@ def test_under_torchrun_the_command_runs_here(executed, monkeypatch):
     monkeypatch.setitem(sys.modules, "megatron_zero.train", module)
     for name in launch_args.JOB_VARIABLES:
         monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     assert cli.main(["train", "small.yaml", "--resume"]) == 0
     assert ran == [["small.yaml", "--resume"]] and not executed
 

@@ -14,8 +14,17 @@ from megatron_zero.checks import UserError, fail
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    for name in ("RANK", "TORCHELASTIC_ERROR_FILE", failures.TOLD_BY_TORCHRUN):
+    for name in (*JOB, "RANK", "TORCHELASTIC_ERROR_FILE", failures.TOLD_BY_TORCHRUN):
         monkeypatch.delenv(name, raising=False)
+
+
+JOB = {"TORCHELASTIC_RUN_ID": "job", "LOCAL_RANK": "0", "WORLD_SIZE": "3"}
+
+
+def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", str(rank))
 
 
 def status_of(error: Exception) -> int:
@@ -33,17 +42,21 @@ def test_a_mistake_is_one_line_and_a_crash_keeps_its_traceback(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback") and lines[-1] == "error: ValueError: deep down"
     assert status_of(KeyError("k")) == 1
-    with pytest.raises(SystemExit) as caught, failures.reported():
-        raise KeyboardInterrupt
-    assert caught.value.code == 130
 
 
-@pytest.mark.parametrize(
-    ("rank", "spoken"), [(None, "error: no\n"), ("0", "error: no\n"), ("1", "")]
-)
+def test_ctrl_c_is_said_once(monkeypatch, capsys):
+    for spoken in ("ended by SIGINT\n", ""):
+        with pytest.raises(SystemExit) as caught, failures.reported():
+            raise KeyboardInterrupt
+        assert caught.value.code == 130
+        assert capsys.readouterr().err == spoken
+        be_rank(monkeypatch, 0)  # of a job torchrun says it
+
+
+@pytest.mark.parametrize(("rank", "spoken"), [(None, "error: no\n"), (0, "error: no\n"), (1, "")])
 def test_only_the_first_rank_reports_a_mistake(rank, spoken, monkeypatch, capsys):
     if rank is not None:
-        monkeypatch.setenv("RANK", rank)
+        be_rank(monkeypatch, rank)
     for around in (failures.user_errors, failures.reported):
         with pytest.raises(SystemExit) as caught, around():
             raise UserError("no")
@@ -51,8 +64,23 @@ def test_only_the_first_rank_reports_a_mistake(rank, spoken, monkeypatch, capsys
         assert capsys.readouterr().err == spoken
 
 
+@pytest.mark.parametrize(
+    "left_over",
+    [{"RANK": "3"}, {"RANK": "x"}, {**JOB, "RANK": "3"}, {"RANK": "1", "WORLD_SIZE": "3"}],
+)
+def test_a_rank_that_is_left_over_from_something_else_silences_nobody(
+    left_over, monkeypatch, capsys
+):
+    for name, value in left_over.items():
+        monkeypatch.setenv(name, value)
+    assert status_of(UserError("no")) == 2
+    assert capsys.readouterr().err == "error: no\n"
+    assert status_of(RuntimeError("no")) == 1
+    assert capsys.readouterr().err.endswith("\nerror: RuntimeError: no\n")
+
+
 def test_every_rank_reports_a_crash(monkeypatch, capsys):
-    monkeypatch.setenv("RANK", "1")
+    be_rank(monkeypatch, 1)
     assert status_of(RuntimeError("no")) == 1
     assert "error: rank 1 (" in capsys.readouterr().err.splitlines()[-1]
 
@@ -76,7 +104,7 @@ class Job:
         file = self.folder / f"{rank}.json"
         if error is not None:
             with self.patch.context() as patch:
-                patch.setenv("RANK", str(rank))
+                be_rank(patch, rank)
                 patch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
                 patch.setenv(failures.TOLD_BY_TORCHRUN, "1")
                 status_of(error)

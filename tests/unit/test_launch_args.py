@@ -89,9 +89,15 @@ def test_under_torchrun(monkeypatch):
     assert not launch_args.is_launched() and launch_args.world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "4")  # what some schedulers set for a host
     assert not launch_args.is_launched()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # left over
+    assert launch_args.node_size() == 1
     for name in launch_args.JOB_VARIABLES:
         monkeypatch.setenv(name, "4")
+    with pytest.raises(UserError, match=r"RANK=4: must be below WORLD_SIZE=4"):
+        launch_args.is_launched()
+    monkeypatch.setenv("RANK", "3")
     assert launch_args.is_launched() and launch_args.world_size() == 4
+    assert launch_args.node_size() == 2
 
 
 @pytest.mark.parametrize(

@@ -197,5 +197,37 @@ def test_the_first_process_of_a_machine_checks_under_plain_torchrun(monkeypatch,
     assert ran == ["1", "0"]
 
 
+def test_the_first_process_of_all_makes_the_run_directory(monkeypatch, capsys):
+    """Before torch, Megatron and the model are loaded; none is left where a file is wrong."""
+    for name in launch_args.JOB_VARIABLES:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    ran = []
+
+    def rank(number: str, *words: str) -> None:
+        monkeypatch.setenv("RANK", number)
+        argv = ["run.yaml", "data.dataset=data.jsonl", "evaluation.datasets=", *words]
+        launch_args.run_rank("train", argv, lambda config, resume: ran.append(number))
+
+    def refused(*words: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            rank("0", *words)
+        assert caught.value.code == 2
+        return capsys.readouterr().err
+
+    assert "data.dataset" in refused("data.dataset=none.jsonl")
+    rank("1")  # the first of another machine
+    assert not Path("runs").exists()
+    rank("0")
+    assert Path("runs/run/config.yaml").is_file()
+    Path("runs/run/metrics.jsonl").write_text("{}\n")
+    Path("file").touch()
+    assert refused().startswith("error: run directory runs/run: holds the results of a run")
+    assert refused("runs_dir=file").startswith("error: run directory file/run: cannot be made")
+    rank("0", "--resume")
+    assert ran == ["1", "0", "0"]
+
+
 def test_the_families_known_without_torch_are_those_that_have_a_table():
     assert sorted(MODEL_TYPES) == sorted(FAMILIES)

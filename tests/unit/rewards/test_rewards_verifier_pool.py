@@ -389,3 +389,13 @@ def test_golds_are_texts_numbers_or_several(make_pool):
     for gold in (None, {"a": 1}, True, [None]):
         with pytest.raises(ValueError, match="gold answer"):
             pool.grade([(r"\boxed{1}", gold)])
+
+
+def test_a_worker_whose_pool_ends_while_it_starts_says_nothing():
+    """A run that is refused meanwhile has its own last words."""
+    command = [sys.executable, "-m", "megatron_zero.rewards.worker", str(os.getpid()), "512"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as worker:
+        worker.stdout.close()
+        assert worker.stderr.read() == b""
+    assert worker.returncode == 0
