@@ -16,6 +16,7 @@ live beside vLLM, and with 0.11, which cannot (extra `launch-only`). Where nemo-
 """
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -216,6 +217,11 @@ class RecipeContext(RunContext):
             if not targets:
                 names = ", ".join(sorted(RECIPES))
                 raise ValueError(f"config: give config=<recipe or YAML file>; recipes: {names}")
+            known = [name for name in inspect.signature(fn).parameters if name != "config"]
+            for word in others:
+                if word.partition("=")[0] not in known:
+                    also = ", ".join(f"{name}=" for name in known)
+                    raise ValueError(f"{word}: settings are config.<setting>=<value>; also {also}")
             config = resolve(targets[-1], overrides, fn.__name__)
         task = parse_cli_args(fn, others, run.Partial)
         task.config = as_run_config(config)

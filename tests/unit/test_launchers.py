@@ -397,6 +397,15 @@ def test_what_a_scheduler_refuses_is_no_traceback(launch, capfd, tmp_path, monke
     assert last.startswith("error: qwen2_5_math_7b: `sky jobs launch")
 
 
+@pytest.mark.parametrize("word", ["num_steps=3", "executor=local", "quickstart"])
+def test_nemos_command_refuses_a_word_without_config(launch, capsys, word: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch.RecipeContext(name="x").parse_fn(launch.train, ["config=quickstart", word])
+    assert ended.value.code == 2
+    expected = f"error: {word}: settings are config.<setting>=<value>; also resume=\n"
+    assert capsys.readouterr().err == expected
+
+
 def test_without_nemo_run_the_cure_is_named(tmp_path: Path) -> None:
     (tmp_path / "nemo_run.py").write_text("raise ModuleNotFoundError('No module named nemo_run')")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
