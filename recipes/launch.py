@@ -44,7 +44,7 @@ from megatron_zero.layout import check_layout
 from recipes import EXPERIMENTS, RECIPES
 from recipes.hardware import Hardware
 from recipes.jobs import Job, environment_of, jobs_of, mounts_of, storage_of
-from recipes.manifests import check_program, manifest_of, submit_manifests
+from recipes.manifests import check_order, check_program, manifest_of, submit_manifests
 
 _STORAGE_HELP = (
     "folder of the storage that outlives the job, as the job sees it: runs_dir and other relative "
@@ -182,6 +182,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         jobs = jobs_of(args)
         for job in jobs:  # what they refuse, they refuse before anything is submitted
             manifest_of(job, args) if by_manifest else executor_of(args, job.hardware)
+        if by_manifest:
+            check_order(jobs, args)
         if by_manifest or args.executor == "slurm":
             check_program(args)
     num_failed = submit_manifests(jobs, args) if by_manifest else submit(jobs, args)
