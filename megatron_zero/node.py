@@ -11,10 +11,13 @@ one sentence, within a minute. Then this process is the node's agent (`megatron_
 import contextlib
 import datetime
 import errno
+import importlib.util
+import itertools
+import math
+import multiprocessing
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Sequence
 
@@ -26,6 +29,7 @@ from megatron_zero.storage import is_under
 HEAD_TIMEOUT_S = 45.0  # nodes that a scheduler starts together are not started at once
 STORE_TIMEOUT_S = 5.0  # of a store that is there, to answer
 _RETRY_S = 0.5
+_STDERR = 2  # where C++ writes, whatever sys.stderr is
 _NPROC, _ENDPOINT = "--nproc-per-node", "--rdzv-endpoint"
 
 
@@ -38,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         if kind not in COMMANDS:
             fail("COMMAND", kind, f"must be one of {', '.join(COMMANDS)}")
+        if importlib.util.find_spec("torch") is None:
+            valid = "has no torch: activate the environment (make setup), or name its python"
+            fail("PYTHON", sys.executable, valid)
         words = on_job_storage(kind, words)
         options = with_num_processes(options)
+        check_numbers(options)
         if _ENDPOINT in options:
             check_meeting(options[options.index(_ENDPOINT) + 1])
     from megatron_zero import torchrun  # imports torch
@@ -78,9 +86,6 @@ def with_num_processes(options: Sequence[str]) -> list[str]:
     """torchrun's options with a number of processes: one per GPU, else one, where it is empty.
 
     Says what was chosen.
-
-    Raises:
-        ValueError: it is no number above 0.
     """
     chosen = list(options)
     place = chosen.index(_NPROC) + 1
@@ -89,9 +94,25 @@ def with_num_processes(options: Sequence[str]) -> list[str]:
         chosen[place] = str(num_gpus or 1)
         why = f"{num_gpus} processes, one per GPU" if num_gpus else "1 process, no GPU is visible"
         print(f"NPROC_PER_NODE is not set: {why}", flush=True)
-    if not chosen[place].isdecimal() or int(chosen[place]) < 1:
-        fail("NPROC_PER_NODE", chosen[place], "must be a number above 0")
     return chosen
+
+
+def check_numbers(options: Sequence[str]) -> None:
+    """Refuse settings of the scripts that are no whole numbers, by the scripts' names for them.
+
+    Raises:
+        ValueError: with the setting's name.
+    """
+    given = dict(itertools.pairwise(options))
+    numbers = [
+        ("NPROC_PER_NODE", given.get(_NPROC, "1"), 1),
+        ("NNODES", given.get("--nnodes", "1"), 1),
+        ("MAX_RESTARTS", given.get("--max-restarts", "0"), 0),
+        ("JOIN_TIMEOUT_S", os.environ.get("JOIN_TIMEOUT_S") or "1", 1),
+    ]
+    for name, text, least in numbers:
+        if not text.isdecimal() or int(text) < least:
+            fail(name, text, f"must be a whole number, {least} or more")
 
 
 def check_meeting(endpoint: str) -> None:
@@ -169,28 +190,34 @@ def find_head(host: str, port: int, timeout_s: float) -> bool:
 def _head_timeout_s() -> float:
     text = os.environ.get("HEAD_TIMEOUT_S", str(HEAD_TIMEOUT_S))
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        fail("HEAD_TIMEOUT_S", text, "must be a number of seconds")
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        fail("HEAD_TIMEOUT_S", text, "must be a number of seconds, 0 or more")
+    return seconds
 
 
 def is_store(host: str, port: int, timeout_s: float) -> bool:
     """Whether what listens there is a store of torch's, which answers when it is greeted.
 
-    torch itself waits for that answer for ever, hence the thread.
+    A process of its own greets it: torch waits for the answer for ever, and of a wrong one (a web
+    server's, say) it prints a page and tries again.
     """
-    from torch.distributed import DistError, TCPStore
-
-    answered = threading.Event()
+    from torch.distributed import TCPStore
 
     def greet() -> None:
-        with contextlib.suppress(DistError):
-            limit = datetime.timedelta(seconds=timeout_s)
-            TCPStore(host, port, is_master=False, timeout=limit)
-            answered.set()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)
+        limit = datetime.timedelta(seconds=timeout_s)
+        TCPStore(host, port, is_master=False, timeout=limit)
 
-    threading.Thread(target=greet, daemon=True).start()
-    return answered.wait(timeout_s)
+    greeting = multiprocessing.get_context("fork").Process(target=greet, daemon=True)
+    greeting.start()
+    greeting.join(timeout_s)
+    if greeting.is_alive():
+        greeting.kill()
+        greeting.join()
+    return greeting.exitcode == 0
 
 
 if __name__ == "__main__":

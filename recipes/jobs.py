@@ -126,9 +126,16 @@ def jobs_of(args: argparse.Namespace) -> "list[Job]":
     """The runs that a name stands for, resolved and checked.
 
     Raises:
-        ValueError: an unknown name, a setting that is not valid, a layout that the model or the
-            number of processes does not allow, or results that would end with the job.
+        ValueError: an unknown name, an option or setting that is not valid, a layout that the model
+            or the number of processes does not allow, or results that would end with the job.
     """
+    for option, value, least in (
+        ("--nodes", args.nodes, 1),
+        ("--nproc", args.nproc, 1),
+        ("--retries", args.retries, 0),
+    ):
+        if value is not None and value < least:
+            fail(option, value, f"must be at least {least}")
     experiment = EXPERIMENTS.get(args.target, Experiment(recipes=[args.target]))
     unknown = [name for name in experiment.recipes if name not in RECIPES]
     if unknown:

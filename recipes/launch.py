@@ -16,6 +16,7 @@ live beside vLLM, and with 0.11, which cannot (extra `launch-only`). Where nemo-
 """
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ from megatron_zero.launch_args import check_on_rank
 from recipes import EXPERIMENTS, RECIPES
 from recipes.hardware import Hardware
 from recipes.jobs import Job, environment_of, jobs_of, mounts_of, storage_of
-from recipes.manifests import check_program, manifest_of, submit_manifests
+from recipes.manifests import check_order, check_program, manifest_of, submit_manifests
 
 _STORAGE_HELP = (
     "folder of the storage that outlives the job, as the job sees it: runs_dir and other relative "
@@ -179,6 +180,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         jobs = jobs_of(args)
         for job in jobs:  # what they refuse, they refuse before anything is submitted
             manifest_of(job, args) if by_manifest else executor_of(args, job.hardware)
+        if by_manifest:
+            check_order(jobs, args)
         if by_manifest or args.executor == "slurm":
             check_program(args)
     num_failed = submit_manifests(jobs, args) if by_manifest else submit(jobs, args)
@@ -214,6 +217,11 @@ class RecipeContext(RunContext):
             if not targets:
                 names = ", ".join(sorted(RECIPES))
                 raise ValueError(f"config: give config=<recipe or YAML file>; recipes: {names}")
+            known = [name for name in inspect.signature(fn).parameters if name != "config"]
+            for word in others:
+                if word.partition("=")[0] not in known:
+                    also = ", ".join(f"{name}=" for name in known)
+                    raise ValueError(f"{word}: settings are config.<setting>=<value>; also {also}")
             config = resolve(targets[-1], overrides, fn.__name__)
         task = parse_cli_args(fn, others, run.Partial)
         task.config = as_run_config(config)

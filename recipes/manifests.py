@@ -18,6 +18,7 @@ import yaml
 
 from megatron_zero.checks import fail
 from megatron_zero.config_io import kind_of
+from recipes import EXPERIMENTS
 from recipes.hardware import GPUS
 from recipes.jobs import Job, environment_of, storage_of
 
@@ -107,6 +108,16 @@ def check_program(args: argparse.Namespace) -> None:
     if program and not args.dryrun and shutil.which(program) is None:
         advice = "--dryrun writes what would be submitted"
         fail("--executor", args.executor, f"needs {program}, which is not on PATH; {advice}")
+
+
+def check_order(jobs: Sequence[Job], args: argparse.Namespace) -> None:
+    """Refuse to submit together what must run one after the other: manifests name no order."""
+    experiment = EXPERIMENTS.get(args.target)
+    if experiment is None or not experiment.sequential or args.dryrun:
+        return
+    names = ", then ".join(job.recipe for job in jobs)
+    valid = "its runs need one another's results, and with manifests all would start at once"
+    fail("name", args.target, f"{valid}: launch {names}")
 
 
 def submit_manifests(jobs: Sequence[Job], args: argparse.Namespace) -> int:

@@ -36,6 +36,7 @@ _ALWAYS: dict[str, Any] = {
     # The logprob of what was drawn from: after temperature, as the policy computes it.
     "logprobs_mode": "processed_logprobs",
     "disable_log_stats": True,
+    "use_tqdm_on_load": False,  # a bar of files, in the middle of our lines
 }
 
 

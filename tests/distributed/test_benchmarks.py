@@ -60,6 +60,7 @@ def kill_half_way(arguments: "list[str]", responses: Path) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):  # a verifier worker ends with its rank
             each.kill()
     process.wait()
+    assert "Completed | " not in log.read_text()  # a start prints our lines only
     return responses.read_bytes().count(b"\n")
 
 

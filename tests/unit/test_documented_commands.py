@@ -353,3 +353,14 @@ def test_python_in_the_pages_is_python(page, block):
     for line in block.splitlines():
         if claim := re.match(r"(is_equivalent\(.*\))  # (True|False)\b", line):
             assert eval(claim[1], {"is_equivalent": is_equivalent}) is (claim[2] == "True")
+
+
+def test_the_launch_time_of_the_pages_is_the_measured_one():
+    results = json.loads((ROOT / "benchmarks" / "results" / "launch_time.json").read_text())
+    seconds = results["median_s"]
+    imports = seconds["import torch"] + seconds["import Megatron-Core, transformers"]
+    said = " ".join((ROOT / "docs" / "launching.md").read_text().split())
+    assert f"{seconds['total']:.1f} s to the end of the first step" in said
+    assert f"{imports:.1f} s importing torch" in said
+    assert f"{seconds['start vLLM']:.1f} s starting vLLM" in said
+    assert f"without a line was {results['longest_silence_s']:.1f} s" in said

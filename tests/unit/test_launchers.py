@@ -387,6 +387,29 @@ def test_a_missing_program_is_named(launch, capsys, tmp_path, monkeypatch, words
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [("nodes", 0, 1), ("nodes", -3, 1), ("nproc", 0, 1), ("retries", -1, 0)],
+)
+def test_numbers_of_the_command_are_checked(launch, capsys, option, value, least) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["qwen2_5_math_7b", *SKY, "--dryrun", f"--{option}={value}"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: --{option}={value}: must be at least {least}\n"
+
+
+def test_runs_that_follow_one_another_are_not_submitted_at_once(launch, capsys, tmp_path) -> None:
+    words = ["llama3_2_3b_two_stages", *SKY, "--output", str(tmp_path)]
+    assert launch.main([*words, "--dryrun"]) == 0
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        launch.main(words)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: name='llama3_2_3b_two_stages': its runs need one another's")
+    assert message.endswith("launch llama3_2_3b_numina_pretrain, then llama3_2_3b_numina\n")
+
+
 def test_what_a_scheduler_refuses_is_no_traceback(launch, capfd, tmp_path, monkeypatch) -> None:
     (tmp_path / "sky").write_text("#!/bin/sh\necho no cloud is set up >&2\nexit 3\n")
     (tmp_path / "sky").chmod(0o755)
@@ -395,6 +418,15 @@ def test_what_a_scheduler_refuses_is_no_traceback(launch, capfd, tmp_path, monke
     said, last = capfd.readouterr().err.splitlines()
     assert said == "no cloud is set up" and last.endswith("ended with status 3")
     assert last.startswith("error: qwen2_5_math_7b: `sky jobs launch")
+
+
+@pytest.mark.parametrize("word", ["num_steps=3", "executor=local", "quickstart"])
+def test_nemos_command_refuses_a_word_without_config(launch, capsys, word: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch.RecipeContext(name="x").parse_fn(launch.train, ["config=quickstart", word])
+    assert ended.value.code == 2
+    expected = f"error: {word}: settings are config.<setting>=<value>; also resume=\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_without_nemo_run_the_cure_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """megatron_zero.node: what the launcher scripts refuse in one sentence, and what they choose."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -63,6 +64,31 @@ def test_a_port_that_something_else_has_is_refused(port_in_use, monkeypatch) -> 
     monkeypatch.setattr(node, "STORE_TIMEOUT_S", 0.3)
     with pytest.raises(ValueError, match=rf"RDZV_PORT={port_in_use}: something that is not torchr"):
         node.check_meeting(f"127.0.0.1:{port_in_use}")
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n", b""])
+def test_a_port_where_another_protocol_answers_is_refused_quietly(answer, monkeypatch, capfd):
+    """torch prints a page about each wrong answer, and asks again until its time is over."""
+    monkeypatch.setattr(node, "STORE_TIMEOUT_S", 0.5)
+
+    def serve(server: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:  # the test is over
+                return
+            with client:
+                client.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        with pytest.raises(ValueError, match=rf"RDZV_PORT={port}: something that is not torchrun"):
+            node.check_meeting(f"127.0.0.1:{port}")
+        server.shutdown(socket.SHUT_RDWR)
+    assert capfd.readouterr().err == ""
+    assert multiprocessing.active_children() == []
+    assert threading.active_count() < 3  # none is left inside torch: the process could not end
 
 
 def test_a_port_may_be_shared_with_another_job(monkeypatch) -> None:
@@ -141,16 +167,42 @@ def test_a_relative_run_directory_is_one_of_the_storage(tmp_path, monkeypatch) -
 @pytest.mark.parametrize(
     ("settings", "words", "sentence"),
     [
-        ({"NPROC_PER_NODE": "gpu"}, TINY, "NPROC_PER_NODE='gpu': must be a number above 0"),
+        ({"NPROC_PER_NODE": "gpu"}, TINY, "NPROC_PER_NODE='gpu': must be a whole number"),
+        ({"NPROC_PER_NODE": "0"}, TINY, "NPROC_PER_NODE='0': must be a whole number, 1 or more"),
+        ({"MAX_RESTARTS": "-1"}, TINY, "MAX_RESTARTS='-1': must be a whole number, 0 or more"),
+        ({"JOIN_TIMEOUT_S": "10m"}, TINY, "JOIN_TIMEOUT_S='10m': must be a whole number"),
         ({"COMMAND": "trian"}, TINY, "COMMAND='trian': must be one of train, pretrain"),
         ({}, ["math_smok"], "math_smok: no such recipe"),
         ({"STORAGE": "/"}, [*TINY, "runs_dir=/a/b", "name=x", "num_steps=0"], "num_steps=0: must"),
     ],
 )
 def test_one_node_refuses_in_one_sentence(settings, words, sentence) -> None:
-    result = start("one_node.sh", words, **settings)
+    result = start("one_node.sh", words, **{"NPROC_PER_NODE": "1"} | settings)
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1
+
+
+def test_the_number_of_nodes_is_one(tmp_path: Path) -> None:
+    node.check_numbers(["--nnodes", "4", "--nproc-per-node", "8", "--max-restarts", "0"])
+    for wrong in ("0", "1:4", "two", ""):
+        with pytest.raises(ValueError, match=rf"NNODES='{wrong}': must be a whole number, 1 or"):
+            node.check_numbers(["--nnodes", wrong])
+
+
+def test_an_interpreter_without_torch_is_named(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        node.main(["--standalone", "--nproc-per-node", "1", "-m", "megatron_zero.train", *TINY])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: PYTHON='{sys.executable}': has no torch: activate the envi")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "45s"])
+def test_a_wait_without_an_end_is_refused(free_port, monkeypatch, seconds) -> None:
+    monkeypatch.setenv("HEAD_TIMEOUT_S", seconds)
+    with pytest.raises(ValueError, match=f"HEAD_TIMEOUT_S='{seconds}': must be a number of sec"):
+        node.check_meeting(f"127.0.0.1:{free_port}")
 
 
 def test_one_node_needs_no_setting_on_a_cpu(tmp_path: Path) -> None:
