@@ -98,9 +98,12 @@ def tell(sentence: str, status: int, trace: str = "") -> None:
         host=socket.gethostname(),
         time_s=time.time(),
     )
+    has_file = rank is not None and _FILE in os.environ
+    if has_file:
+        _write(failure)  # now: while the cause is looked for, this process may be ended
     for find_cause in _cause_finders:
         failure = find_cause(failure)
-    if rank is not None and _FILE in os.environ:
+    if has_file:
         _write(failure)
         if TOLD_BY_TORCHRUN in os.environ:
             return

@@ -10,11 +10,14 @@ the ranks and printed last, as one line that begins with `error:`, and the statu
 """
 
 import argparse
+import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -33,26 +36,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     silence_agent()
     if args.max_restarts == 0:  # else every attempt says why it failed
         os.environ[TOLD_BY_TORCHRUN] = "1"
-    try:
-        torchrun.run(args)
-    except ChildFailedError as error:
-        return report(error.failures)
-    except RendezvousError as error:
-        return _report_meeting(error, args)
-    except SignalException as error:
-        name = signal.Signals(error.sigval).name
-        print(f"ended by {name}", file=sys.stderr, flush=True)
-        return 128 + error.sigval
+    with tempfile.TemporaryDirectory(prefix="megatron_zero_torchrun_") as folder:
+        if args.log_dir is None:
+            args.log_dir = folder  # where ranks leave why they ended: torchrun would choose one
+        start_s = time.time()
+        try:
+            torchrun.run(args)
+        except ChildFailedError as error:
+            return report(error.failures)
+        except RendezvousError as error:
+            return _report_meeting(error, args, written_since(Path(args.log_dir), start_s))
+        except SignalException as error:
+            name = signal.Signals(error.sigval).name
+            print(f"ended by {name}", file=sys.stderr, flush=True)
+            return 128 + error.sigval
     return 0
 
 
-def _report_meeting(error: RendezvousError, args: argparse.Namespace) -> int:
-    """Of nodes that did not come together, or lost one another before the ranks started."""
+def written_since(log_dir: Path, start_s: float) -> list[Failure]:
+    """What this node's ranks have left of why they ended, the first one first.
+
+    Args:
+        log_dir: torchrun's; it may hold the logs of earlier jobs.
+        start_s: of this job, since the epoch.
+    """
+    found = []
+    for path in log_dir.rglob("error.json"):
+        told = written_failure(json.loads(path.read_text(encoding="utf-8")))
+        if told is not None and told.time_s >= start_s:
+            found.append(told)
+    return sorted(found, key=lambda told: told.time_s)
+
+
+def _report_meeting(
+    error: RendezvousError, args: argparse.Namespace, written: Sequence[Failure]
+) -> int:
+    """Of nodes that did not come together, or lost one another.
+
+    The node that keeps the job's store may end first when ranks fail on all of them: then what the
+    ranks here have left is the cause, and not that the store is gone.
+    """
+    if written:
+        return _report_written(written)
     what = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
     if isinstance(error, RendezvousTimeoutError):
         what = "not all of them came in time (--rdzv-conf join_timeout)"
-    _print(f"error: the job's {args.nnodes} nodes did not meet at {args.rdzv_endpoint}: {what}")
+    met = f"did not meet at {args.rdzv_endpoint}, or lost one another"
+    _print(f"error: the job's {args.nnodes} nodes {met}: {what}")
     return CRASH
+
+
+def _report_written(written: Sequence[Failure]) -> int:
+    """Print the cause last, of what ranks have left: a mistake before any crash."""
+    for told in written:
+        if told.status == MISTAKE:
+            _report_mistake(told)
+            return MISTAKE
+    first = written[0]
+    _print(first.traceback.rstrip())
+    _print(f"error: rank {first.rank} on {first.host}: {first.sentence}")
+    return CRASH
+
+
+def _report_mistake(told: Failure) -> None:
+    found_by = f" (found by rank {told.rank} on {told.host})" if told.rank else ""
+    _print(f"error: {told.sentence}{found_by}")
 
 
 def report(failures: Mapping[int, ProcessFailure]) -> int:
@@ -73,9 +121,7 @@ def report(failures: Mapping[int, ProcessFailure]) -> int:
     mistakes = [told for told in written if told.status == MISTAKE]
     if mistakes:
         # usually found by all of them; the first rank's, where it was among them
-        first = mistakes[0]
-        found_by = f" (found by rank {first.rank} on {first.host})" if first.rank else ""
-        _print(f"error: {first.sentence}{found_by}")
+        _report_mistake(mistakes[0])
         return MISTAKE
     crashes = sorted(written, key=lambda told: told.time_s)
     if crashes:

@@ -1,5 +1,6 @@
 """How processes end: statuses, the last line, and which rank's word torchrun's process repeats."""
 
+import argparse
 import json
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 
 from megatron_zero import failures, torchrun
 from megatron_zero.checks import UserError, fail
@@ -101,7 +103,7 @@ class Job:
         self.failures: dict[int, ProcessFailure] = {}
 
     def rank(self, rank: int, exitcode: int, error: Exception | None = None) -> None:
-        file = self.folder / f"{rank}.json"
+        file = self.folder / "attempt_0" / str(rank) / "error.json"
         if error is not None:
             with self.patch.context() as patch:
                 be_rank(patch, rank)
@@ -127,6 +129,19 @@ def test_a_mistake_of_one_rank_is_the_only_word(job, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: data.data_dir='/x': no such folder (found by rank 1 on ")
+
+
+def test_where_the_jobs_store_ended_first_the_ranks_own_word_is_the_cause(job, capsys):
+    job.rank(0, 1, LOST)
+    job.rank(1, 2, UserError("data.data_dir='/x': no such folder"))
+    args = argparse.Namespace(nnodes="2", rdzv_endpoint="host0:29500")
+    gone = RendezvousConnectionError("the connection to the store has failed")
+    written = torchrun.written_since(job.folder, 0.0)
+    assert torchrun._report_meeting(gone, args, written) == 2
+    assert capsys.readouterr().err.startswith("error: data.data_dir='/x': no such folder")
+    assert torchrun.written_since(job.folder, time.time() + 1) == []  # of an earlier job
+    assert torchrun._report_meeting(gone, args, []) == 1
+    assert "2 nodes did not meet at host0:29500, or lost one another" in capsys.readouterr().err
 
 
 def test_a_mistake_that_all_find_is_told_as_rank_0_found_it(job, capsys):

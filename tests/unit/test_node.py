@@ -70,6 +70,7 @@ def test_a_port_that_something_else_has_is_refused(port_in_use, monkeypatch) -> 
 def test_a_port_where_another_protocol_answers_is_refused_quietly(answer, monkeypatch, capfd):
     """torch prints a page about each wrong answer, and asks again until its time is over."""
     monkeypatch.setattr(node, "STORE_TIMEOUT_S", 0.5)
+    num_threads = threading.active_count()
 
     def serve(server: socket.socket) -> None:
         while True:
@@ -82,13 +83,16 @@ def test_a_port_where_another_protocol_answers_is_refused_quietly(answer, monkey
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        serving = threading.Thread(target=serve, args=(server,), daemon=True)
+        serving.start()
         with pytest.raises(ValueError, match=rf"RDZV_PORT={port}: something that is not torchrun"):
             node.check_meeting(f"127.0.0.1:{port}")
         server.shutdown(socket.SHUT_RDWR)
+        serving.join()
     assert capfd.readouterr().err == ""
     assert multiprocessing.active_children() == []
-    assert threading.active_count() < 3  # none is left inside torch: the process could not end
+    # none is left inside torch: the process could not end
+    assert threading.active_count() <= num_threads
 
 
 def test_a_port_may_be_shared_with_another_job(monkeypatch) -> None:
@@ -241,5 +245,5 @@ def test_nodes_that_do_not_come_are_told_of(free_port: int, tmp_path: Path) -> N
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     where = f"error: the job's 2 nodes did not meet at 127.0.0.1:{free_port}"
-    assert last.startswith(f"{where}: not all of them came in time")
+    assert last.startswith(f"{where}, or lost one another: not all of them came in time")
     assert "Traceback" not in result.stderr
